@@ -1,0 +1,32 @@
+# make demo   the main job on the embedded data, on CPU: validate -> LoRA SFT -> merge -> batch inference -> report
+# make test   lint, types, import contracts, tests
+# Each creates .venv on its first run; PYTHON chooses the interpreter (3.11 or 3.12).
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/yivl demo --output .demo
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .demo build *.egg-info
+
+# Byte code is compiled here, since Prefect's server misses its start limit where each start has to compile it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit("yivl needs Python 3.11 or 3.12, $(PYTHON) is %d.%d; set PYTHON=..." % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -q flows tasks yivl_core
+	touch $@
