@@ -1,0 +1,234 @@
+import io
+import json
+import random
+import resource
+import struct
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from yivl_core.data.decoding import FORMATS, DecodedImage, ImageError, decode_image
+
+MAX_PIXELS = 64_000_000
+
+
+def saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
+
+
+def noise(size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def refused(data: bytes, max_pixels: int = MAX_PIXELS) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, max_pixels)
+    return caught.value
+
+
+def awkward_files(shared_data: Path, expect: str) -> list[dict[str, Any]]:
+    manifest = json.loads((shared_data / "data/awkward/manifest.json").read_text(encoding="utf-8"))
+    return [entry for entry in manifest["files"] if entry["expect"] == expect]
+
+
+def test_every_awkward_file_to_accept_has_its_size_and_pixels(shared_data: Path) -> None:
+    entries = awkward_files(shared_data, "accept")
+    num_pixels = 0
+    for entry in entries:
+        decoded = decode_image((shared_data / "data/awkward" / entry["file"]).read_bytes(), MAX_PIXELS)
+        assert decoded.image.mode == "RGB"
+        assert list(decoded.image.size) == entry["size"], entry["file"]
+        for pixel in entry.get("pixels", []):
+            found = decoded.image.getpixel(tuple(pixel["xy"]))
+            assert isinstance(found, tuple)
+            assert max(abs(a - b) for a, b in zip(found, pixel["rgb"], strict=True)) <= pixel["tol"], (entry["file"], found)
+            num_pixels += 1
+    assert len(entries) == 20
+    assert num_pixels > 50
+
+
+def test_every_awkward_file_to_reject_has_its_kind(shared_data: Path) -> None:
+    entries = awkward_files(shared_data, "reject")
+    found = {e["file"]: refused((shared_data / "data/awkward" / e["file"]).read_bytes()).kind for e in entries}
+    assert found == {entry["file"]: entry["kind"] for entry in entries}
+    assert len(found) == 7
+
+
+def test_too_many_pixels_are_refused_from_the_header_with_little_memory(shared_data: Path) -> None:
+    files = shared_data / "data/awkward/files"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small = refused((files / "bomb_10000x10000.png").read_bytes())
+    large = refused((files / "bomb_30000x30000.png").read_bytes(), max_pixels=178_956_970)
+    grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mib < 50
+    assert str(small) == "10000 x 10000 pixels are more than 64,000,000; scale the image down, or raise max_pixels"
+    assert str(large) == "the image has more than 178,956,970 pixels; scale the image down"
+
+
+def test_the_pixel_limit_is_inclusive() -> None:
+    data = saved(noise((40, 30)), "PNG")
+    assert decode_image(data, 1200).image.size == (40, 30)
+    assert refused(data, 1199).kind == "too_many_pixels"
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_each_named_format_is_read_and_a_cut_file_never_passes_for_whole(image_format: str) -> None:
+    data = saved(noise(), image_format)
+    assert decode_image(data, MAX_PIXELS).format == image_format
+    kinds = {refused(data[:num_bytes]).kind for num_bytes in range(64, len(data) * 9 // 10, len(data) // 40)}
+    assert "truncated" in kinds
+    assert kinds <= {"truncated", "corrupt"}  # where it is cut within its head, some formats cannot tell the two apart
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "PPM"])
+def test_damaged_files_are_read_or_refused_but_never_crash(image_format: str) -> None:
+    data = saved(noise(), image_format)
+    generator = random.Random(0)
+    outcomes = set()
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(3):
+            damaged[generator.randrange(generator.choice([60, len(data)]))] = generator.randrange(256)
+        try:
+            decode_image(bytes(damaged), MAX_PIXELS)
+            outcomes.add("read")
+        except ImageError as error:
+            outcomes.add(error.kind)
+    assert outcomes <= {"read", "corrupt", "truncated", "not_an_image", "too_many_pixels", "unsupported_format"}
+    assert "corrupt" in outcomes
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "message"),
+    [
+        (b"", "empty", "the file has no content; replace the file"),
+        (b"hello", "not_an_image", "the file is not an image; give a PNG, JPEG"),
+        (b'<?xml version="1.0"?>\n<SVG xmlns=""/>', "unsupported_format", "the file is SVG, which is not read; save it as PNG"),
+        (b"\x00\x00\x00\x18ftypheic", "unsupported_format", "the file is HEIC, AVIF or video"),
+        (b"%PDF-1.7", "unsupported_format", "the file is PDF"),
+        (b"\x00\x00\x01\x00\x01\x00", "unsupported_format", "the file is an icon"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "corrupt", "damaged"),
+        (b"\xff\xd8\xff" + b"x" * 40, "corrupt", "the head of the image file is damaged; replace the file"),
+    ],
+)
+def test_what_is_no_readable_image_says_what_it_is(data: bytes, kind: str, message: str) -> None:
+    error = refused(data)
+    assert error.kind == kind
+    assert message in str(error)
+
+
+def test_formats_outside_the_list_are_not_decoded_even_though_pillow_could() -> None:
+    for image_format in ("ICO", "TGA", "PCX", "SGI"):
+        data = saved(noise((32, 32)), image_format)
+        assert Image.open(io.BytesIO(data)).format == image_format
+        assert refused(data).kind in ("unsupported_format", "not_an_image")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    upright = noise((16, 8)).resize((64, 32), Image.Resampling.NEAREST)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert decode_image(saved(stored, "PNG", exif=exif), MAX_PIXELS).image.tobytes() == upright.tobytes()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0"])
+def test_broken_exif_does_not_cost_the_image(exif: bytes) -> None:
+    assert decode_image(saved(noise(), "JPEG", exif=exif), MAX_PIXELS).image.size == (40, 30)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
+def test_what_is_fully_transparent_is_white(mode: str) -> None:
+    options = {} if mode in ("LA", "RGBA") else {"transparency": (0, 0, 0) if mode == "RGB" else 0}
+    decoded = decode_image(saved(Image.new(mode, (4, 4)), "PNG", **options), MAX_PIXELS)
+    assert decoded.image.getcolors() == [(16, (255, 255, 255))]
+    assert decoded.mode == mode
+
+
+def test_half_transparent_pixels_are_mixed_with_white_as_pillow_composites_them() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 9, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    found = decode_image(saved(image, "PNG"), MAX_PIXELS).image
+    assert np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_and_rounded() -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    png = decode_image(saved(Image.fromarray(values), "PNG"), MAX_PIXELS)
+    pgm = decode_image(b"P5\n8 1\n65535\n" + values.astype(">u2").tobytes(), MAX_PIXELS)
+    for decoded in (png, pgm):
+        assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 254, 255, 255]
+    transparent = decode_image(saved(Image.fromarray(values), "PNG", transparency=257), MAX_PIXELS)
+    assert np.asarray(transparent.image)[0, :, 0].tolist() == [0, 0, 1, 255, 128, 254, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_pixels_without_an_agreed_range_are_refused_and_not_guessed(mode: str) -> None:
+    error = refused(saved(Image.new(mode, (4, 4)), "TIFF"))
+    assert (error.kind, error.message) == ("unsupported_format", f"pixels of mode {mode} have no agreed range")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "is_animated"), [("GIF", True), ("WEBP", True), ("TIFF", True), ("PNG", True), ("MPO", False)]
+)
+def test_of_several_frames_the_first_is_used(image_format: str, is_animated: bool) -> None:
+    data = saved(Image.new("RGB", (8, 8), "red"), image_format, save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    decoded = decode_image(data, MAX_PIXELS)
+    assert decoded.is_animated is is_animated
+    red, _, blue = np.asarray(decoded.image)[4, 4].tolist()
+    assert red > 200
+    assert blue < 60
+
+
+def test_a_webp_header_that_claims_a_huge_canvas_takes_no_memory() -> None:
+    data = bytearray(saved(Image.new("RGB", (8, 8)), "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]))
+    chunk = data.index(b"VP8X") + 12
+    data[chunk : chunk + 6] = struct.pack("<I", 16382)[:3] * 2
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refused(bytes(data)).kind == "too_many_pixels"
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 50
+
+
+def test_pillows_warnings_are_kept_back_also_with_threads_and_the_filters_are_as_before(shared_data: Path) -> None:
+    bomb = (shared_data / "data/awkward/files/bomb_10000x10000.png").read_bytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image.open(io.BytesIO(bomb))
+        before = list(warnings.filters)
+        kinds: list[str] = []
+        threads = [threading.Thread(target=lambda: kinds.append(refused(bomb).kind)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert kinds == ["too_many_pixels"] * 8
+        assert list(warnings.filters) == before
+
+
+def test_an_open_file_is_read_like_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(noise(), "PNG"))
+    with path.open("rb") as file:
+        decoded: DecodedImage = decode_image(file, MAX_PIXELS)
+    assert decoded.image.tobytes() == noise().tobytes()

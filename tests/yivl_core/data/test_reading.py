@@ -1,0 +1,277 @@
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from yivl_core.data.images import ImageError, ImageReference, ImageStore
+from yivl_core.data.reading import InputRow, InputSource, Source, input_digest, read_inputs, read_rows
+from yivl_core.data.records import Record
+from yivl_core.errors import ConfigurationError, DatasetError
+
+
+def write_json_list(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    names = sorted({name for row in rows for name in row} | {"query"})
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
+    return path
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+WORDS = st.text(alphabet='ab,"\n;中\u2028😀', min_size=1, max_size=6).filter(str.strip)
+ROWS = st.fixed_dictionaries(
+    {"query": WORDS},
+    optional={
+        "response": WORDS,
+        "history": st.lists(st.lists(WORDS, min_size=2, max_size=2), max_size=2),
+        "images": st.lists(st.just("a.png"), max_size=1),
+        "system": WORDS,
+        "id": WORDS,
+        "references": st.lists(WORDS, max_size=2),
+        "meta": st.dictionaries(WORDS, st.integers() | WORDS, max_size=2),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROWS, min_size=1, max_size=4))
+def test_the_three_forms_hold_the_same_records(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    files = [
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        write_json_list(tmp_path / "a.json", rows),
+        write_csv(tmp_path / "a.csv", rows),
+    ]
+    records = [[row.record for row in read_rows(str(file))] for file in files]
+    assert records[0] == records[1] == records[2]
+    assert [record and record.query for record in records[0]] == [row["query"] for row in rows]
+
+
+def test_a_defective_row_is_a_row_and_none_is_lost(shared_data: Path) -> None:
+    folder = shared_data / "data/bad_jsonl"
+    manifest = json.loads((folder / "mixed.manifest.json").read_text())
+    source = InputSource(dataset=str(folder / "mixed.jsonl"), image_root=str(folder))
+    rows = list(read_inputs(source))
+    blank = [entry["line"] for entry in manifest["expect"] if entry["kind"] == "blank_line"]
+    assert [row.source.line for row in rows] == [line for line in range(1, 77) if line not in blank]
+    for row in rows:
+        assert (row.record is None) == (row.error_kind is not None) == (row.error is not None)
+    # All defects but those of images show in reading; a missing response is none for inference.
+    expected = {entry["line"]: entry["kind"] for entry in manifest["expect"] if entry["severity"] == "error"}
+    late = {"image_missing", "image_unreadable", "path_escape", "url_not_allowed"}
+    allowed_for_inference = {13, 19, 23}
+    found = {row.source.line: row.error_kind for row in rows if row.record is None}
+    assert found == {line: kind for line, kind in expected.items() if kind not in late and line not in allowed_for_inference}
+    store, late_kinds = ImageStore(), {}
+    for row in rows:
+        for image in row.images if row.record else ():
+            try:
+                store.load(image)
+            except ImageError as error:
+                late_kinds[row.source.line] = error.kind
+    assert late_kinds == {
+        47: "image_missing",
+        48: "not_a_file",
+        50: "not_an_image",
+        51: "image_missing",
+        **dict.fromkeys((52, 54, 56, 57), "path_escape"),
+        **dict.fromkeys((59, 61), "url_not_allowed"),
+    }
+
+
+def test_images_are_looked_up_beside_the_file_or_under_the_root_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    path = write_jsonl(tmp_path / "sub/a.jsonl", [{"query": "<image> or <image>", "images": ["b.png", "c.png"]}])
+    (row,) = read_rows(str(path))
+    assert row.images == tuple(ImageReference(uri=a, address=a, root=tmp_path / "sub") for a in ("b.png", "c.png"))
+    (row,) = read_rows(str(path), image_root=str(tmp_path))
+    assert {image.root for image in row.images} == {tmp_path}
+
+
+def test_training_needs_a_response_and_inference_does_not(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}]))
+    assert [row.error_kind for row in read_rows(path)] == [None]
+    (row,) = read_rows(path, purpose="training")
+    assert row.error_kind == "missing_field"
+    assert row.error == "there is no `response`; add it, or validate for inference, which needs none"
+    assert row.text == '{"query": "a"}'
+
+
+def test_the_line_limit_is_the_callers(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"query": "a" * 2000}]))
+    assert [row.error_kind for row in read_rows(path, max_line_bytes=1000)] == ["line_too_long"]
+    assert [row.error_kind for row in read_rows(path)] == [None]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_file_without_a_record_stops_inference_and_names_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"\n")
+    with pytest.raises(DatasetError, match=rf"a{suffix}: the file holds no record; write one record a line"):
+        list(read_inputs(InputSource(dataset=str(path))))
+
+
+def test_wrong_places_are_refused_at_once_by_name(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}]))
+    with pytest.raises(ConfigurationError, match=r"nope\.jsonl: there is no such file; check the path"):
+        read_inputs(InputSource(dataset=str(tmp_path / "nope.jsonl")))
+    with pytest.raises(ConfigurationError, match="nowhere: there is no such folder; check the image root"):
+        read_inputs(InputSource(dataset=path, image_root=str(tmp_path / "nowhere")))
+    with pytest.raises(ConfigurationError, match=r"s3://bucket/a\.jsonl: a dataset has to be a file on this machine"):
+        read_inputs(InputSource(dataset="s3://bucket/a.jsonl"))
+    with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json or csv file in it"):
+        read_rows(str(tmp_path))
+    with pytest.raises(DatasetError, match="this is not a validated dataset; make one with `yivl validate FILE --output"):
+        read_inputs(InputSource(dataset=str(tmp_path)))
+    with pytest.raises(ConfigurationError, match="no input is named; give dataset, or images and prompt"):
+        read_inputs(InputSource())
+    with pytest.raises(ConfigurationError, match="a dataset file has to end in"):
+        read_inputs(InputSource(dataset=str(shutil.copy(path, tmp_path / "a.txt"))))
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigurationError, match="there is no such file"):
+        read_rows(str(tmp_path / "a.jsonl"))
+
+
+def test_each_image_of_a_folder_is_a_row_with_the_prompt(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("photos/b/2.png")
+    make_image("photos/1.png")
+    (tmp_path / "photos" / "zero.png").touch()
+    (tmp_path / "photos" / "really.jpg").write_text("<svg/>")
+    rows = list(read_inputs(InputSource(images=str(tmp_path / "photos"), prompt="What is it?")))
+    names = ["1.png", "b/2.png", "really.jpg", "zero.png"]
+    assert [row.record for row in rows] == [Record(query="What is it?", images=(name,)) for name in names]
+    assert [str(row.source) for row in rows] == [f"{tmp_path}/photos/{name}" for name in names]
+    kinds: list[str | None] = []
+    for row in rows:
+        try:
+            ImageStore().load(row.images[0])
+            kinds.append(None)
+        except ImageError as error:
+            kinds.append(error.kind)
+    assert kinds == [None, None, "unsupported_format", "empty"]
+
+
+def test_of_the_awkward_files_each_is_a_row_and_has_its_outcome(shared_data: Path) -> None:
+    manifest = json.loads((shared_data / "data/awkward/manifest.json").read_text(encoding="utf-8"))
+    expected = {
+        Path(entry["file"]).name: entry["kind"] if entry["expect"] == "reject" else None
+        for entry in manifest["files"]
+        if entry["expect"] != "ignore"
+    }
+    outcomes: dict[str, str | None] = {}
+    store = ImageStore()
+    for row in read_inputs(InputSource(images=str(shared_data / "data/awkward/files"), prompt="Read it.")):
+        (image,) = row.images
+        outcomes[image.uri] = None
+        try:
+            store.load(image)
+        except ImageError as error:
+            outcomes[image.uri] = error.kind
+    assert outcomes == expected
+    assert len(outcomes) == 27
+
+
+def test_names_that_only_tests_can_make_are_rows_too(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    image = make_image("photos/new\nline.png")
+    shutil.copy(image, os.fsdecode(os.fsencode(tmp_path / "photos") + b"/\xff\xfe.png"))
+    os.mkfifo(tmp_path / "photos/pipe.png")
+    (tmp_path / "photos/out.png").symlink_to(make_image("outside.png"))
+    (tmp_path / "photos/loop").symlink_to(".", target_is_directory=True)
+    rows = list(read_inputs(InputSource(images=str(tmp_path / "photos"), prompt="Read it.")))
+    assert [row.record and row.record.images for row in rows] == [("new\nline.png",), ("out.png",), ("pipe.png",), None]
+    assert ImageStore().load(rows[0].images[0]).info.path == str(image)
+    for row, kind in zip(rows[1:3], ("path_escape", "not_a_file"), strict=True):
+        with pytest.raises(ImageError) as caught:
+            ImageStore().load(row.images[0])
+        assert caught.value.kind == kind
+    assert rows[3].error == "the file name '\\udcff\\udcfe.png' is not UTF-8; rename the file"
+    assert rows[3].error_kind == "bad_unicode"
+    assert rows[3].source == Source(file=f"{tmp_path}/photos/\\xff\\xfe.png")
+
+
+def test_a_prompt_that_cannot_be_asked_of_one_image_is_refused_before_reading(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ConfigurationError, match="images are named without a prompt"):
+        read_inputs(InputSource(images=str(tmp_path)))
+    with pytest.raises(ConfigurationError, match=r'prompt "<image> or <image>\?": 2 <image> tag\(s\)'):
+        read_inputs(InputSource(images=str(tmp_path), prompt="<image> or <image>?"))
+    with pytest.raises(ConfigurationError, match="goes with a dataset, not with images"):
+        read_inputs(InputSource(images=str(tmp_path), prompt="a", image_root=str(tmp_path)))
+    (row,) = read_inputs(InputSource(images=str(tmp_path), prompt="Read <image>."))
+    assert row.record is not None
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_the_limit_takes_the_first_rows(tmp_path: Path, limit: int) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": str(number)} for number in range(3)])
+    rows = list(read_inputs(InputSource(dataset=str(path), limit=limit)))
+    assert [row.record and row.record.query for row in rows] == ["0", "1", "2"][:limit]
+
+
+def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": str(number)} for number in range(50_000)])
+    rows = read_inputs(InputSource(dataset=str(path)))
+    assert next(rows).record == Record(query="0")
+    path.write_bytes(b"")
+    read = sum(1 for _ in rows)
+    assert 0 < read < 20_000
+
+
+def digest_of(**settings: Any) -> str:
+    return input_digest(InputSource(**settings))
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes_limit_and_root(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}])
+    copy = shutil.copy(path, tmp_path / "b.jsonl")
+    digest = digest_of(dataset=str(path))
+    assert digest_of(dataset=str(copy)) == digest
+    others = {digest, digest_of(dataset=str(path), limit=1), digest_of(dataset=str(path), image_root=str(tmp_path))}
+    write_jsonl(path, [{"query": "b"}])
+    others.add(digest_of(dataset=str(path)))
+    assert len(others) == 4
+
+
+def test_the_digest_of_a_folder_of_images_changes_with_what_is_in_it(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("photos/1.png")
+    shutil.copy(tmp_path / "photos/1.png", os.fsdecode(os.fsencode(tmp_path / "photos") + b"/\xff.png"))
+    photos = str(tmp_path / "photos")
+    digests = {
+        digest_of(images=photos, prompt="a"),
+        digest_of(images=photos, prompt="b"),
+        digest_of(images=photos, prompt="a", limit=1),
+    }
+    assert digest_of(images=photos, prompt="a") in digests
+    os.utime(tmp_path / "photos/1.png", ns=(0, 0))
+    digests.add(digest_of(images=photos, prompt="a"))
+    make_image("photos/2.png")
+    digests.add(digest_of(images=photos, prompt="a"))
+    assert len(digests) == 5
+    (tmp_path / "photos" / ".hidden.png").touch()
+    assert digest_of(images=photos, prompt="a") in digests
+
+
+def test_a_source_names_file_and_line() -> None:
+    assert str(Source(file="train.jsonl", line=418)) == "train.jsonl:418"
+    assert str(Source(file="train.jsonl")) == "train.jsonl"
+    assert InputRow(source=Source(file="a", line=1)).error is None

@@ -1,0 +1,60 @@
+"""What a user decides about validating a dataset, and what the validation found in short."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Purpose = Literal["training", "inference"]
+
+# Pillow refuses larger images by itself: twice its limit against images that are small on disk and huge in memory.
+MAX_PIXELS_LIMIT = 178_956_970
+
+
+class ValidationConfig(BaseModel):
+    """Settings of `validate_dataset`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: tuple[str, ...] = Field(min_length=1, description="jsonl, json or csv files, read in this order as one dataset")
+    output: str = Field(description="folder to write the validated dataset to")
+    image_root: str | None = Field(
+        default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
+    )
+    purpose: Purpose = Field(default="training", description="training needs a response in each record")
+    max_line_bytes: int = Field(
+        default=1_000_000, ge=1000, description="longest line that is read, in bytes; a longer one is an error"
+    )
+    max_pixels: int = Field(
+        default=64_000_000,
+        ge=1,
+        le=MAX_PIXELS_LIMIT,
+        description="most pixels (width x height) of an image; a larger one is an error, found before it is decoded",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationSummary:
+    """What `validate_dataset` found.
+
+    Attributes:
+        output: the validated-dataset folder.
+        digest: sha256 (hex) over the clean records in order, image digests in place of addresses.
+        num_lines: records looked at (lines of jsonl, rows of csv, items of a json list), blank lines left out.
+        num_records: clean records.
+        num_quarantined: rejected records.
+        num_errors: findings that rejected a record or a whole file; a record can have several. 0: the dataset is clean.
+        num_images: different images in the clean records.
+        num_warnings: findings that did not reject their record.
+        findings_by_kind: how often each kind of finding was seen, warnings included.
+    """
+
+    output: str
+    digest: str
+    num_lines: int
+    num_records: int
+    num_quarantined: int
+    num_errors: int
+    num_images: int
+    num_warnings: int
+    findings_by_kind: dict[str, int]

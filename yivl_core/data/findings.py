@@ -1,0 +1,99 @@
+"""What is wrong with a line of a dataset: where, what kind, and how to mend it."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning"]
+
+KINDS: dict[str, str] = {
+    "invalid_json": "it cannot be parsed as JSON",
+    "trailing_garbage": "something follows the JSON value on the line",
+    "duplicate_key": "a name is given twice",
+    "invalid_csv": "the row does not fit the columns, or its quotes do not match",
+    "not_an_object": "JSON, but not an object with named fields",
+    "missing_field": "a field is not there",
+    "empty_field": "a field is empty or only white space",
+    "wrong_type": "a field has the wrong type",
+    "history_shape": "history is not a list of [question, answer] pairs of strings",
+    "image_count_mismatch": "the images cannot be given to the rounds without guessing",
+    "image_missing": "there is no such image",
+    "image_unreadable": "the file is not an image that can be read; the detail says why",
+    "path_escape": "the address leads out of the image root",
+    "url_not_allowed": "the address is a URL",
+    "control_char": "text holds a NUL or another control character",
+    "bad_encoding": "the bytes are not UTF-8 text",
+    "bad_unicode": "text holds half a character, or a file name is not UTF-8",
+    "line_too_long": "the row is longer than the limit",
+    "empty_file": "the file holds no record",
+    "bom": "the file starts with a byte order mark",
+    "unknown_field": "a field is not known, and is kept in `meta`",
+    "duplicate_record": "the same record with the same images came before",
+    "animated": "an image has further frames or pages, which are left out",
+    "extension_mismatch": "an image's content is of another format than its name says",
+    "tiny": "an image is only a few pixels wide or high",
+}
+
+_MAX_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    r"""Where a record was written.
+
+    Attributes:
+        file: path of the file.
+        line: line of it, counted from 1 (only the byte `\n` ends a line); None for the file as a whole.
+    """
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with a line, or worth knowing about it.
+
+    Attributes:
+        kind: what it is, one of `KINDS`.
+        severity: an `error` keeps the record from being used, a `warning` does not.
+        message: what is wrong, with the value.
+        remedy: how to mend it.
+        detail: for `image_unreadable`, why the image cannot be read (`truncated`, `not_an_image` ...).
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    remedy: str
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a JSON object."""
+        return asdict(self)
+
+
+def error(kind: str, message: str, remedy: str, detail: str | None = None) -> Finding:
+    """A finding that keeps the record from being used."""
+    return Finding(kind=kind, severity="error", message=message, remedy=remedy, detail=detail)
+
+
+def warning(kind: str, message: str, remedy: str) -> Finding:
+    """A finding that does not keep the record from being used."""
+    return Finding(kind=kind, severity="warning", message=message, remedy=remedy)
+
+
+def shown(value: Any) -> str:
+    """A JSON value as a message shows it: in JSON, on one line, and never long."""
+    if isinstance(value, str):
+        value = value[: _MAX_SHOWN_CHARS + 1]
+    text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"

@@ -1,0 +1,124 @@
+"""Dataset files -> validated-dataset folder: every line is looked at, every finding kept, every image decoded in full.
+
+```
+read_rows --> check_images --> clean:    records.jsonl, images.parquet, digest
+                          `--> rejected: quarantine.jsonl
+```
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedRecord, is_validated_dataset
+from yivl_core.data.findings import Source, warning
+from yivl_core.data.image_checks import CheckedRow, check_images
+from yivl_core.data.images import ImageStore
+from yivl_core.data.reading import read_rows
+from yivl_core.data.records import Record
+from yivl_core.data.report import Lengths, Tally, build_report, render_report
+from yivl_core.data.writing import DatasetWriter
+from yivl_core.errors import OutputError
+from yivl_core.progress import OnProgress, Progress, ignore_progress
+from yivl_core.storage import local_path, publish_folder
+
+_ROWS_PER_PROGRESS = 50
+
+CountTokens = Callable[[Record], int]
+
+
+def validate_dataset(
+    config: ValidationConfig, on_progress: OnProgress = ignore_progress, count_tokens: CountTokens | None = None
+) -> ValidationSummary:
+    """Check dataset files and write what can be used, and what is wrong with the rest, to a folder.
+
+    Findings never stop it: look at `num_errors` and `num_records` of the summary. The folder appears when all is done; one
+    that an earlier validation has written is replaced.
+
+    Args:
+        config: the files, the folder, and the limits.
+        on_progress: called every few records.
+        count_tokens: length of a record in tokens, its images included; given, the report tells the lengths.
+
+    Raises:
+        ConfigurationError: a file or the image root is not there, or has an unknown format.
+        OutputError: the output folder holds something else than an earlier validation's result.
+        StorageError: reading or writing failed.
+    """
+    output = _free_output(config)
+    files = [read_rows(url, config.image_root, config.purpose, config.max_line_bytes) for url in config.dataset]
+    tally = Tally(lengths=None if count_tokens is None else Lengths())
+    with publish_folder(output) as folder:
+        with DatasetWriter(folder) as writer:
+            seen: dict[bytes, Source] = {}
+            for checked in check_images(itertools.chain.from_iterable(files), ImageStore(config.max_pixels)):
+                _sort_out(checked, writer, tally, seen, count_tokens)
+                if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
+                    on_progress(_progress(tally, writer))
+        report = build_report(config, tally, writer)
+        _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        _write(folder / READABLE_REPORT_NAME, render_report(report))
+    on_progress(_progress(tally, writer))
+    return ValidationSummary(
+        output=config.output,
+        digest=writer.digest,
+        num_lines=tally.num_lines.total(),
+        num_records=writer.num_records,
+        num_quarantined=writer.num_quarantined,
+        num_errors=tally.num_findings("error"),
+        num_images=writer.num_images,
+        num_warnings=tally.num_findings("warning"),
+        findings_by_kind=tally.by_kind,
+    )
+
+
+def _sort_out(
+    checked: CheckedRow, writer: DatasetWriter, tally: Tally, seen: dict[bytes, Source], count_tokens: CountTokens | None
+) -> None:
+    """Write one row to where it belongs, and count what was found."""
+    row, findings = checked.row, checked.findings
+    if row.record is None or not checked.is_clean:
+        writer.reject(row, findings)
+        tally.add(row.source, row.record.id if row.record else None, findings)
+        return
+    validated = ValidatedRecord(record=row.record, source=row.source, images=checked.images)
+    canonical = validated.canonical
+    key = hashlib.sha256(canonical.encode()).digest()[:16]
+    if (first := seen.setdefault(key, row.source)) is not row.source:
+        findings = (*findings, warning("duplicate_record", f"this record stands at {first} already", "keep one of them"))
+    writer.add(validated, canonical, row, findings)
+    tally.add(row.source, row.record.id, findings)
+    if count_tokens is not None and tally.lengths is not None:
+        tally.lengths.add(count_tokens(row.record), row.source)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
+
+
+def _progress(tally: Tally, writer: DatasetWriter) -> Progress:
+    figures = {"rejected": float(writer.num_quarantined)}
+    return Progress(stage="validate", done=tally.num_lines.total(), total=None, unit="record", figures=figures)
+
+
+def _free_output(config: ValidationConfig) -> Path:
+    """The output folder, if nothing is lost by writing it anew."""
+    output = Path(os.path.abspath(local_path(config.output, "the output of a validation")))  # noqa: PTH100 (links stay)
+    if not output.exists():
+        return output
+    if not output.is_dir():
+        raise OutputError(f"{config.output}: this is a file; name a folder for the validated dataset")
+    names = sorted(path.name for path in output.iterdir())
+    foreign = [name for name in names if name not in FILE_NAMES] if is_validated_dataset(str(output)) else names
+    if foreign:
+        raise OutputError(
+            f"{config.output}: the folder holds {foreign[0]}, which is no result of `yivl validate`; name a new or empty folder"
+        )
+    for url in config.dataset:
+        if Path(url).resolve().is_relative_to(output.resolve()):
+            raise OutputError(f"{config.output}: the folder holds {url}, which is to be read; name another folder")
+    return output
