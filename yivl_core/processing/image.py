@@ -1,0 +1,127 @@
+"""RGB image -> square uint8 pixels -> normalised pixel_values, bit for bit as the original code makes them.
+
+Pixels stay uint8 until they are on the device that needs them: a quarter of the bytes, and no arithmetic on the CPU. PIL does the
+resizing on every machine, since other bicubic filters, torchvision's among them, give other bytes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from yivl_core.data.decoding import ImageError
+from yivl_core.errors import CheckpointError
+from yivl_core.model.files import read_json
+
+# Pillow keeps four bytes a pixel: 64 rows of the longest image that is taken make 17 MB.
+_BAND_ROWS = 64
+MAX_SIDE_PX = 65_535
+
+
+class ImagePreprocessor:
+    """Turns images into what the vision tower reads.
+
+    Args:
+        image_size_px: side of the square that the tower reads.
+        image_mean, image_std: mean and standard deviation of red, green and blue, for values of 0 to 1.
+        rescale_factor: what makes 0 to 1 of a byte.
+        resample: PIL's number of the resizing filter; 3 is bicubic.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size_px: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        rescale_factor: float = 1 / 255,
+        resample: int = Image.Resampling.BICUBIC,
+    ) -> None:
+        self.image_size_px = image_size_px
+        self._resample = Image.Resampling(resample)
+        self._padding = tuple(int(mean * 255) for mean in image_mean)
+        # transformers scales in double precision, rounds, and normalises in single precision; a table holds all 3 x 256 results.
+        scaled = (np.arange(256) * rescale_factor).astype(np.float32)
+        mean, std = np.array(image_mean, dtype=np.float32), np.array(image_std, dtype=np.float32)
+        self._table = torch.from_numpy((scaled[None, :] - mean[:, None]) / std[:, None])
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ImagePreprocessor":
+        """The preprocessor that a `preprocessor_config.json` describes.
+
+        Raises:
+            CheckpointError: the file is missing, or asks for something else than CLIP's preparation of a padded square.
+        """
+        path = Path(path)
+        config = read_json(path, "it says how images are prepared; copy it from the model's repository")
+        skipped = [step for step in ("resize", "center_crop", "rescale", "normalize") if not config.get(f"do_{step}", True)]
+        if skipped:
+            raise CheckpointError(f"{path}: do_{skipped[0]} is false, but Yi-VL needs all of CLIP's steps; fetch the file again")
+        try:
+            size_px, crop_px = _side(config["size"]), _side(config["crop_size"])
+            preprocessor = cls(
+                image_size_px=size_px,
+                image_mean=_three_floats(config["image_mean"]),
+                image_std=_three_floats(config["image_std"]),
+                rescale_factor=float(config.get("rescale_factor", 1 / 255)),
+                resample=int(config.get("resample", Image.Resampling.BICUBIC)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: a key is missing or malformed ({error!r}); fetch the file again") from error
+        if size_px != crop_px:
+            raise CheckpointError(
+                f"{path}: size {size_px} and crop_size {crop_px} differ, but Yi-VL never crops; fetch the file again"
+            )
+        return preprocessor
+
+    def to_square(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """An RGB image of any shape, centred on a square of the mean colour and resized: uint8 `[S, S, 3]`.
+
+        The square itself is never built: a band of rows at a time is narrowed, then the narrow picture is shortened, as PIL's own
+        two passes do it. So a picture of 60,000 x 3 pixels takes 0.1 GB instead of 14.
+
+        Raises:
+            ImageError: a side is longer than `MAX_SIDE_PX` (kind `too_many_pixels`).
+        """
+        assert image.mode == "RGB", image.mode
+        side, size = max(image.size), self.image_size_px
+        if side > MAX_SIDE_PX:
+            message = f"the image has {image.width} x {image.height} pixels, and a side may have {MAX_SIDE_PX} at most"
+            raise ImageError("too_many_pixels", message, "cut the image into parts")
+        left, top = (side - image.width) // 2, (side - image.height) // 2
+        narrow = Image.new("RGB", (size, side), self._padding)
+        for start in range(0, image.height, _BAND_ROWS):
+            end = min(start + _BAND_ROWS, image.height)
+            band = Image.new("RGB", (side, end - start), self._padding)
+            band.paste(image.crop((0, start, image.width, end)), (left, 0))
+            narrow.paste(band.resize((size, end - start), self._resample), (0, top + start))
+        return np.array(narrow.resize((size, size), self._resample))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels as the vision tower reads them, on the device where they are.
+
+        Args:
+            pixels: uint8 `[N, S, S, 3]`.
+
+        Returns:
+            pixel_values: float32 `[N, 3, S, S]`, (value / 255 - mean) / deviation of each colour.
+        """
+        table = self._table.to(pixels.device)
+        return torch.stack([table[channel][pixels[..., channel].int()] for channel in range(3)], dim=1)
+
+
+def _side(size: Any) -> int:
+    """`448`, `{"shortest_edge": 448}` and `{"height": 448, "width": 448}` all say 448."""
+    sides = set(size.values()) if isinstance(size, dict) else {size}
+    if len(sides) != 1:
+        raise ValueError(f"not a square: {size}")
+    return int(sides.pop())
+
+
+def _three_floats(values: Any) -> list[float]:
+    red, green, blue = values
+    return [float(red), float(green), float(blue)]
