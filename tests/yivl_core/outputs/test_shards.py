@@ -1,0 +1,176 @@
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yivl_core.data.findings import Source
+from yivl_core.data.images import ImageStore
+from yivl_core.data.reading import InputRow
+from yivl_core.data.records import Record
+from yivl_core.errors import DatasetError, OutputError
+from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
+from yivl_core.outputs.shards import (
+    IncompleteError,
+    ShardPlan,
+    missing_shards,
+    plan_shards,
+    publish_shard,
+    read_plan,
+    require_complete,
+)
+
+MakePrediction = Callable[..., Prediction]
+FINGERPRINT = {"data": "d1", "weights": "w1", "decoding": {"temperature": 0.0, "seed": 0}}
+
+
+def make_rows(num_rows: int) -> list[InputRow]:
+    return [InputRow(source=Source(file="f", line=n + 1), record=Record(query=f"q{n % 5}")) for n in range(num_rows)]
+
+
+def plan(output: str, num_rows: int = 10, **changes: Any) -> ShardPlan:
+    values: dict[str, Any] = {"shard_size": 4, "fingerprint": FINGERPRINT, "resume": False}
+    return plan_shards(output, read_rows=lambda: make_rows(num_rows), store=ImageStore(), **(values | changes))
+
+
+def not_to_be_read() -> Iterator[InputRow]:
+    raise AssertionError("the input is read again")
+
+
+@settings(deadline=None)
+@given(num_records=st.integers(1, 3000), shard_size=st.integers(1, 4000))
+def test_each_record_is_in_one_shard_and_all_are_in_order(num_records: int, shard_size: int) -> None:
+    shards = ShardPlan(output="x", num_records=num_records, shard_size=shard_size, fingerprint={}, repeats={}).shards
+    bounds = [(shard.records.start, shard.records.stop) for shard in shards]
+    assert [0, *(end for _, end in bounds)] == [*(start for start, _ in bounds), num_records]
+    assert all(0 < shard.num_records <= shard_size for shard in shards)
+    assert len({shard.file_name for shard in shards}) == len(shards)
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    num_records=st.integers(1, 30),
+    shard_sizes=st.tuples(st.integers(1, 31), st.integers(1, 31)),
+    killed_after=st.integers(0, 10),
+    data=st.data(),
+)
+def test_killed_and_resumed_run_equals_an_uninterrupted_one_of_any_split(
+    make_prediction: MakePrediction, num_records: int, shard_sizes: tuple[int, int], killed_after: int, data: st.DataObject
+) -> None:
+    def work(current: ShardPlan, max_shards: int | None = None) -> None:
+        missing = data.draw(st.permutations(missing_shards(current)))
+        for shard in missing[:max_shards]:
+            rows = [make_prediction(n, sample_id=current.sample_id(n, f"q{n % 5}")) for n in shard.records]
+            publish_shard(current, shard, rows)
+
+    outputs = [f"memory://{uuid.uuid4().hex}" for _ in shard_sizes]
+    work(plan(outputs[0], num_records, shard_size=shard_sizes[0]))
+    work(plan(outputs[1], num_records, shard_size=shard_sizes[1]), killed_after)
+    resumed = plan(outputs[1], num_records, shard_size=shard_sizes[1], resume=True)
+    work(resumed)
+    require_complete(resumed)
+    rows = list(read_predictions(outputs[1]))
+    assert [row.record_index for row in rows] == list(range(num_records))
+    assert len({row.sample_id for row in rows}) == num_records
+    assert content_digest(outputs[0]) == content_digest(outputs[1])
+
+
+def test_resuming_takes_up_the_stored_plan_without_reading_the_input_again(tmp_path: Path) -> None:
+    first = plan(str(tmp_path), num_rows=12)
+    assert first.repeats == {5: 2, 6: 2, 7: 2, 8: 2, 9: 2, 10: 3, 11: 3}
+    assert read_plan(str(tmp_path)) == first
+    resumed = plan_shards(
+        str(tmp_path), read_rows=not_to_be_read, store=ImageStore(), shard_size=4, fingerprint=FINGERPRINT, resume=True
+    )
+    assert resumed == first
+
+
+def test_plan_has_the_same_bytes_wherever_it_is_made(tmp_path: Path) -> None:
+    plan(str(tmp_path / "a"))
+    plan(str(tmp_path / "b"), fingerprint=dict(reversed(FINGERPRINT.items())))
+    assert (tmp_path / "a/plan.json").read_bytes() == (tmp_path / "b/plan.json").read_bytes()
+
+
+def test_published_part_is_the_mark_that_its_shard_is_done(tmp_path: Path, make_prediction: MakePrediction) -> None:
+    current = plan(str(tmp_path))
+    assert missing_shards(current) == current.shards
+    publish_shard(current, current.shards[1], [make_prediction(n) for n in range(4, 8)])
+    assert [shard.index for shard in missing_shards(current)] == [0, 2]
+    (tmp_path / "predictions/.part-00000.parquet.tmp-0123456789ab").write_bytes(b"a killed worker leaves this")
+    assert [shard.index for shard in missing_shards(current)] == [0, 2]
+    with pytest.raises(IncompleteError, match=r"2 of 3 parts are missing, the first is part-00000\.parquet; .* --resume"):
+        require_complete(current)
+    assert IncompleteError.exit_code == 4
+
+
+@pytest.mark.parametrize("indices", [[4, 5, 6], [4, 5, 6, 6], [5, 4, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7, 8]])
+def test_shard_with_records_lost_doubled_or_misplaced_is_never_published(
+    tmp_path: Path, make_prediction: MakePrediction, indices: list[int]
+) -> None:
+    current = plan(str(tmp_path))
+    with pytest.raises(AssertionError):
+        publish_shard(current, current.shards[1], [make_prediction(n) for n in indices])
+    assert len(missing_shards(current)) == 3
+
+
+def test_each_differing_setting_is_named_with_both_values(tmp_path: Path) -> None:
+    plan(str(tmp_path))
+    changed = {"data": "d1", "weights": "w2", "decoding": {"temperature": 0.5, "seed": 0}, "prompt": "v2"}
+    with pytest.raises(OutputError) as caught:
+        plan(str(tmp_path), resume=True, fingerprint=changed, shard_size=5)
+    message = str(caught.value)
+    for part in (
+        "decoding.temperature was 0.0 and is 0.5",
+        'prompt was not set and is "v2"',
+        "shard_size was 4 and is 5",
+        'weights was "w1" and is "w2"',
+        "Set them as they were to go on with that run, or choose another folder",
+    ):
+        assert part in message
+    assert "seed" not in message
+    assert "data" not in message
+    assert read_plan(str(tmp_path)).fingerprint == FINGERPRINT
+
+
+def test_folder_in_use_is_refused_without_resume(tmp_path: Path) -> None:
+    plan(str(tmp_path))
+    with pytest.raises(OutputError, match=r"is not empty \(plan\.json\); add --resume to go on with that run, or choose"):
+        plan(str(tmp_path))
+
+
+def test_folder_of_something_else_is_refused_even_with_resume(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for resume, message in ((False, r"is not empty \(thesis\.tex\)"), (True, r"holds no plan\.json, so it is no output of")):
+        with pytest.raises(OutputError, match=message):
+            plan(str(tmp_path), resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_resume_in_an_empty_or_absent_folder_starts(tmp_path: Path) -> None:
+    assert plan(str(tmp_path / "new"), resume=True).num_records == 10
+
+
+def test_input_without_records_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="holds no records, so there is nothing to answer; check the path"):
+        plan(str(tmp_path), num_rows=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1, "repeats": {}, "num_records": 3}'])
+def test_damaged_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(OutputError, match=r"plan\.json is not a plan of this version of yivl"):
+        read_plan(str(tmp_path))
+
+
+def test_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    plan(str(tmp_path))
+    stored = json.loads((tmp_path / "plan.json").read_text()) | {"version": 2}
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(OutputError, match=r"plan\.json has version 2, and this yivl reads 1"):
+        read_plan(str(tmp_path))

@@ -1,0 +1,210 @@
+"""Predictions -> evaluation report: a pure function of the rows and their manifest, so the same inputs give the same bytes.
+
+Rows pass by once and are not kept, but for the few that the report shows. Neither the clock, the place of the folder nor the
+machine enters a report; times stay in the manifest of the run that made the predictions.
+"""
+
+import heapq
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from yivl_core.errors import DatasetError, OutputError
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.markdown import render_markdown
+from yivl_core.evaluation.metrics import NORMALISER, Score, normalise, score_answer
+from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
+from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions
+from yivl_core.outputs.shards import PLAN_NAME, read_plan, require_complete
+from yivl_core.progress import OnProgress, Progress, ignore_progress
+from yivl_core.storage import exists, join, publish_bytes
+
+REPORT_VERSION = 1
+NUM_WORST = 10
+NUM_RIGHT = 5
+
+_PROGRESS_ROWS = 1000
+
+
+def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ignore_progress) -> EvaluationSummary:
+    """Score predictions against their references and publish `report.json` and `report.md`.
+
+    Raises:
+        DatasetError: there is nothing to score: no row has a reference, or all references are empty.
+        IncompleteError: parts of the predictions are missing.
+        OutputError: the folder holds no predictions, or other ones than its manifest says.
+        StorageError: the report cannot be written.
+    """
+    num_planned = _num_planned(config.predictions)
+    manifest = read_manifest(join(config.predictions, MANIFEST_NAME))
+    tally = _Tally()
+    for prediction in read_predictions(config.predictions):
+        tally.add(prediction)
+        if tally.num_rows % _PROGRESS_ROWS == 0:
+            on_progress(Progress(stage="evaluate", done=tally.num_rows, total=num_planned, unit="row"))
+    _check_rows(tally, config.predictions, num_planned, manifest)
+    report = _to_report(tally, manifest)
+    publish_bytes(join(config.output, "report.md"), render_markdown(report).encode())
+    publish_bytes(join(config.output, "report.json"), _to_json(report))
+    return _to_summary(tally, config.output)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is known after the rows so far: sums, and the rows to show."""
+
+    digest: ContentDigest = field(default_factory=ContentDigest)
+    num_rows: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answered: Score = field(default_factory=Score)
+    failed: Score = field(default_factory=Score)
+    answered_raw: Score = field(default_factory=Score)
+    failed_raw: Score = field(default_factory=Score)
+    worst: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
+    right: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, prediction: Prediction) -> None:
+        self.num_rows += 1
+        self.digest.update(prediction)
+        references = _references(prediction)
+        if not references:
+            self.counts["without_reference"] += 1
+            return
+        normalised = [normalise(reference) for reference in references]
+        if prediction.response is None:
+            self.counts["failed"] += 1
+            self.failed += score_answer(None, normalised)
+            self.failed_raw += score_answer(None, references)
+            self._note_failure(prediction)
+            return
+        answer = normalise(prediction.response)
+        score = score_answer(answer, normalised)
+        self.answered += score
+        self.answered_raw += score_answer(prediction.response, references)
+        self.counts["empty"] += not answer
+        self.counts["cut"] += prediction.finish_reason == "length"
+        self._note_example(prediction, references, score)
+
+    def _note_failure(self, prediction: Prediction) -> None:
+        failure = self.failures.setdefault(
+            str(prediction.error_kind), {"num_rows": 0, "first": {"source": prediction.source, "error": prediction.error}}
+        )
+        failure["num_rows"] += 1
+
+    def _note_example(self, prediction: Prediction, references: list[str], score: Score) -> None:
+        example = {
+            "sample_id": prediction.sample_id,
+            "source": prediction.source,
+            "references": references,
+            "response": prediction.response,
+            "finish_reason": prediction.finish_reason,
+            "edits": score.edits,
+        }
+        if score.num_exact and len(self.right) < NUM_RIGHT:
+            self.right.append(example)
+        if score.edits:
+            push = heapq.heappush if len(self.worst) < NUM_WORST else heapq.heappushpop
+            push(self.worst, (score.edits, -prediction.record_index, example))
+
+
+def _references(prediction: Prediction) -> list[str]:
+    own = [] if prediction.reference is None else [prediction.reference]
+    return [*own, *prediction.references]
+
+
+def _num_planned(predictions: str) -> int | None:
+    """The number of rows that the folder has to hold; None for parts that came here without their plan."""
+    if not exists(join(predictions, PLAN_NAME)):
+        return None
+    plan = read_plan(predictions)
+    require_complete(plan)
+    return plan.num_records
+
+
+def _check_rows(tally: _Tally, predictions: str, num_planned: int | None, manifest: dict[str, Any] | None) -> None:
+    if num_planned not in (None, tally.num_rows):
+        raise OutputError(
+            f"{predictions} holds {tally.num_rows} rows, and its {PLAN_NAME} says {num_planned}; "
+            "run `yivl infer` again with an empty output folder"
+        )
+    digest = tally.digest.hexdigest()
+    stated = digest if manifest is None else manifest.get("content_digest", digest)
+    if stated != digest:
+        raise OutputError(
+            f"{predictions}: the rows were changed after they were written: their digest is {digest}, and {MANIFEST_NAME} says "
+            f"{stated}; restore the parts, or run `yivl infer` again with an empty output folder"
+        )
+    score = tally.answered + tally.failed
+    if not score.num_rows:
+        raise DatasetError(
+            f"{predictions}: none of the {tally.num_rows} rows has a reference to compare its answer with; "
+            "give the records a `response` (or `references`) and run `yivl infer` again"
+        )
+    if not score.reference_characters:
+        raise DatasetError(
+            f"{predictions}: the references of all {score.num_rows} rows are empty, so there is no character to compare with; "
+            "check `response` in the records and run `yivl infer` again"
+        )
+
+
+def _to_report(tally: _Tally, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    score = tally.answered + tally.failed
+    origin = None if manifest is None else {key: value for key, value in manifest.items() if key != "times"}
+    return {
+        "version": REPORT_VERSION,
+        "normaliser": NORMALISER,
+        "rows": {
+            "total": tally.num_rows,
+            "without_reference": tally.counts["without_reference"],
+            "compared": score.num_rows,
+            "answered": tally.answered.num_rows,
+            "failed": tally.counts["failed"],
+            "empty": tally.counts["empty"],
+            "cut": tally.counts["cut"],
+            "coverage": tally.answered.num_rows / score.num_rows,
+        },
+        "figures": {
+            "all_rows": {"normalised": _to_figures(score), "as_written": _to_figures(tally.answered_raw + tally.failed_raw)},
+            "answered_rows": {"normalised": _to_figures(tally.answered), "as_written": _to_figures(tally.answered_raw)},
+        },
+        "failures": tally.failures,
+        "worst": [example for _, _, example in sorted(tally.worst, key=lambda entry: entry[:2], reverse=True)],
+        "right": tally.right,
+        "predictions": {"content_digest": tally.digest.hexdigest(), "manifest": origin},
+    }
+
+
+def _to_figures(score: Score) -> dict[str, Any]:
+    return {
+        "num_rows": score.num_rows,
+        "cer": {
+            "value": score.cer,
+            "edits": score.edits,
+            "insertions": score.insertions,
+            "deletions": score.deletions,
+            "substitutions": score.substitutions,
+            "reference_characters": score.reference_characters,
+        },
+        "exact_match": {"value": score.exact_match, "num_exact": score.num_exact},
+    }
+
+
+def _to_json(report: dict[str, Any]) -> bytes:
+    return json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _to_summary(tally: _Tally, output: str) -> EvaluationSummary:
+    score = tally.answered + tally.failed
+    assert score.cer is not None
+    assert score.exact_match is not None
+    return EvaluationSummary(
+        output=output,
+        num_samples=score.num_rows,
+        num_failed=tally.counts["failed"],
+        num_empty=tally.counts["empty"],
+        num_cut=tally.counts["cut"],
+        cer=score.cer,
+        exact_match=score.exact_match,
+    )

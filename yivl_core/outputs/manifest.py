@@ -1,0 +1,142 @@
+"""What decided a run, written beside its results, so that every figure can be traced and defended later.
+
+A manifest is one JSON object with sorted keys. `times` is the only block that differs between two runs of the same thing, and the
+only one that `digest` leaves out. A digest names content; a path beside it only tells where that lay.
+
+| key | what it holds | written by |
+|---|---|---|
+| `command` | which run: `sft`, `infer` | each |
+| `code` | `code()`: version, digest of the source, git commit | each |
+| `environment` | `environment()`: Python, platform, packages, GPU | each |
+| `settings` | every setting that can move the result, after defaults were filled in: not `resume` | each |
+| `data` | `digest` and size of the input; in training also of the held-out part | each |
+| `model` | `digest` of the base or merged checkpoint | each |
+| `adapter` | `digest` of the adapter; null in inference without one | each |
+| `prompt` | version and digest of the template | each |
+| `numerics` | dtype, device, attention kernel and what else moves the last bits | each |
+| `decoding` | how tokens are chosen, and the seed | `infer` |
+| `content_digest` | of the predictions | `infer` |
+| `result` | the figures of the summary | each |
+| `digest` | over all of the above | each, by `write_manifest` |
+| `times` | when it began and ended, seconds of its stages | each |
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yivl_core
+from yivl_core.digests import digest_files, digest_json
+from yivl_core.errors import OutputError
+from yivl_core.storage import exists, publish_bytes, read_bytes
+
+MANIFEST_NAME = "manifest.json"
+RESULT_PACKAGES = (
+    "numpy",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "rapidfuzz",
+    "safetensors",
+    "sentencepiece",
+    "torch",
+    "transformers",
+    "triton",
+)
+
+_SOURCE = Path(yivl_core.__file__).parent
+
+
+def write_manifest(url: str, content: Mapping[str, Any], times: Mapping[str, Any]) -> str:
+    """Publish a manifest.
+
+    Args:
+        url: the file, `manifest.json` in the folder of the results.
+        content: JSON values by key, as the table above says; the same for the same run.
+        times: when and how long, in their own block.
+
+    Returns:
+        sha256 (hex) of the content.
+    """
+    digest = digest_json(content)
+    manifest = {**content, "digest": digest, "times": times}
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    publish_bytes(url, text.encode() + b"\n")
+    return digest
+
+
+def read_manifest(url: str) -> dict[str, Any] | None:
+    """A manifest, or None where there is none.
+
+    Raises:
+        OutputError: the file is no manifest, or was changed after it was written.
+    """
+    if not exists(url):
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(read_bytes(url))
+        content = {key: value for key, value in manifest.items() if key not in ("digest", "times")}
+        is_intact = manifest["digest"] == digest_json(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise OutputError(f"{url} is not a manifest ({error}); restore the file, or run again what wrote it") from error
+    if not is_intact:
+        raise OutputError(f"{url} was changed after it was written: its digest does not fit; restore the file, or run again")
+    return manifest
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, the packages that decide results, and the GPU if torch is in use: this loads no torch itself."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in RESULT_PACKAGES},
+        "gpu": _gpu_name(),
+    }
+
+
+def code() -> dict[str, Any]:
+    """Which code ran: version, digest of the source files, and the git commit if they are a checkout."""
+    return {"version": _package_version("yivl"), "digest": code_digest(), **_git_state()}
+
+
+def code_digest() -> str:
+    """sha256 (hex) over the names and contents of the source files of `yivl_core`."""
+    return digest_files(_SOURCE, [path.relative_to(_SOURCE).as_posix() for path in _SOURCE.rglob("*.py")])
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu_name() -> str | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
+
+
+def _git_state() -> dict[str, Any]:
+    """The commit and whether tracked files differ from it; both null where the source is not a git checkout of its own."""
+    if not (_SOURCE.parent / ".git").exists():
+        return {"git_commit": None, "is_changed": None}
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "is_changed": None if changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_SOURCE.parent), *arguments], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git on this machine, or a repository of another user: the code digest still tells the code
+    return done.stdout.strip()

@@ -1,0 +1,232 @@
+"""One answer of batch inference as a row, and the parquet files that hold the rows.
+
+An output folder holds `predictions/part-NNNNN.parquet` (the rows, split as `shards.py` plans), `plan.json` and `manifest.json`.
+Parts are read one batch of rows at a time, so a folder may be larger than memory; a part being written is held in memory.
+The columns, their units and when they are null stand in `schema.py`.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypedDict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yivl_core.data.reading import InputRow
+from yivl_core.digests import canonical_json
+from yivl_core.errors import OutputError
+from yivl_core.outputs.schema import COLUMNS, PREDICTION_SCHEMA, SCHEMA_VERSION
+from yivl_core.storage import join, list_files, open_binary, publish_bytes
+
+PARTS_FOLDER = "predictions"
+FinishReason = Literal["stop", "length", "error"]
+
+_PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
+_BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionImage:
+    """One image of a row: its address as given, and what could be found out about it (sha256 in hex, size in pixels)."""
+
+    uri: str
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One row. Each attribute is a column of `schema.COLUMNS`, which tells meaning, unit and when it is null."""
+
+    sample_id: str
+    cluster_id: str | None
+    record_index: int
+    source: str
+    query: str | None
+    history: tuple[tuple[str, str], ...]
+    system: str | None
+    images: tuple[PredictionImage, ...]
+    reference: str | None
+    references: tuple[str, ...]
+    meta: str
+    response: str | None
+    finish_reason: FinishReason
+    error_kind: str | None = None
+    error: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    preprocess_s: float | None = None
+    generate_s: float | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is an error in place of an answer."""
+        return self.finish_reason == "error"
+
+
+class RecordColumns(TypedDict):
+    """The columns that an input row decides, whatever the model makes of it."""
+
+    cluster_id: str | None
+    source: str
+    query: str | None
+    history: tuple[tuple[str, str], ...]
+    system: str | None
+    reference: str | None
+    references: tuple[str, ...]
+    meta: str
+
+
+def record_columns(row: InputRow) -> RecordColumns:
+    """What the row's record says, to be unpacked into `Prediction(...)`; next to nothing for a line that is no record."""
+    record = row.record
+    return RecordColumns(
+        cluster_id=record.cluster_id if record else None,
+        source=str(row.source),
+        query=record.query if record else None,
+        history=record.history if record else (),
+        system=record.system if record else None,
+        reference=record.response if record else None,
+        references=record.references if record else (),
+        meta=canonical_json(record.meta if record else {}),
+    )
+
+
+def write_part(output: str, file_name: str, predictions: Sequence[Prediction]) -> None:
+    """Publish rows as one parquet file, in one step. Equal rows give equal bytes (with the same version of pyarrow).
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    for prediction in predictions:
+        _check(prediction)
+    table = pa.Table.from_pylist([_to_columns(prediction) for prediction in predictions], schema=PREDICTION_SCHEMA)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    publish_bytes(join(output, PARTS_FOLDER, file_name), buffer.getvalue())
+
+
+def list_parts(output: str) -> list[str]:
+    """The file names of the published parts, in record order."""
+    names = [name for name in list_files(join(output, PARTS_FOLDER)) if _PART_NAME.fullmatch(name)]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def read_predictions(output: str) -> Iterator[Prediction]:
+    """The rows of an output folder in record order, one batch of rows in memory at a time.
+
+    Raises:
+        OutputError: there are no predictions, a part cannot be read, has another schema, or holds records of another part.
+        StorageError: a part cannot be opened.
+    """
+    file_names = list_parts(output)
+    if not file_names:
+        raise OutputError(
+            f"{output} holds no {PARTS_FOLDER}/part-*.parquet; give the folder that `yivl infer --output` was told to write to"
+        )
+    last_index = -1
+    for file_name in file_names:
+        url = join(output, PARTS_FOLDER, file_name)
+        for prediction in _read_part(url):
+            if prediction.record_index <= last_index:
+                raise OutputError(
+                    f"{url}: record {prediction.record_index} comes after record {last_index}, so parts of different runs are "
+                    "mixed in this folder; run `yivl infer` again with an empty output folder"
+                )
+            last_index = prediction.record_index
+            yield prediction
+
+
+class ContentDigest:
+    """sha256 over all columns but timings and source, row by row: the same however the rows are split into parts."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(f"predictions {SCHEMA_VERSION}\n".encode())
+
+    def update(self, prediction: Prediction) -> None:
+        """Take in the next row in record order."""
+        columns = _to_columns(prediction)
+        content = {column.name: columns[column.name] for column in COLUMNS if column.is_content}
+        self._hash.update(canonical_json(content).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of the rows so far, in hex."""
+        return self._hash.hexdigest()
+
+
+def content_digest(output: str) -> str:
+    """The `ContentDigest` of an output folder.
+
+    Raises:
+        OutputError, StorageError: as `read_predictions`.
+    """
+    digest = ContentDigest()
+    for prediction in read_predictions(output):
+        digest.update(prediction)
+    return digest.hexdigest()
+
+
+def _read_part(url: str) -> Iterator[Prediction]:
+    with open_binary(url) as file:
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            _check_schema(parquet.schema_arrow, url)
+            num_rows = 0
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                for columns in batch.to_pylist():
+                    num_rows += 1
+                    yield _from_columns(columns)
+            if num_rows != parquet.metadata.num_rows:  # a damaged page header can hide rows without an error
+                raise pa.ArrowInvalid(f"{num_rows} rows where there should be {parquet.metadata.num_rows}")
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk or the network, not the content
+            raise OutputError(
+                f"{url} is damaged ({error}); delete this file and run the same `yivl infer` with --resume"
+            ) from error
+
+
+def _check_schema(schema: pa.Schema, url: str) -> None:
+    version = (schema.metadata or {}).get(b"yivl.schema_version", b"none").decode()
+    if version != SCHEMA_VERSION or not schema.equals(PREDICTION_SCHEMA):
+        what = "other columns than" if version == SCHEMA_VERSION else f"the prediction schema version {version}, not"
+        raise OutputError(
+            f"{url} has {what} version {SCHEMA_VERSION}, which this yivl reads; "
+            "read it with what wrote it, or run `yivl infer` again with an empty output folder"
+        )
+
+
+def _check(prediction: Prediction) -> None:
+    for column in COLUMNS:
+        assert column.null_when is not None or getattr(prediction, column.name) is not None, column.name
+    answer = (prediction.response, prediction.prompt_tokens, prediction.completion_tokens)
+    problem = (prediction.error_kind, prediction.error)
+    absent, present = (answer, problem) if prediction.has_failed else (problem, answer)
+    assert all(value is None for value in absent), prediction
+    assert all(value is not None for value in present), prediction
+
+
+def _to_columns(prediction: Prediction) -> dict[str, Any]:
+    columns: dict[str, Any] = {column.name: getattr(prediction, column.name) for column in COLUMNS}
+    columns["history"] = [{"query": query, "response": response} for query, response in prediction.history]
+    columns["references"] = list(prediction.references)
+    columns["images"] = [asdict(image) | {"uri": _as_utf8(image.uri)} for image in prediction.images]
+    columns["source"] = _as_utf8(prediction.source)
+    columns["error"] = None if prediction.error is None else _as_utf8(prediction.error)
+    return columns
+
+
+def _from_columns(columns: dict[str, Any]) -> Prediction:
+    columns["history"] = tuple((pair["query"], pair["response"]) for pair in columns["history"])
+    columns["references"] = tuple(columns["references"])
+    columns["images"] = tuple(PredictionImage(**image) for image in columns["images"])
+    return Prediction(**columns)
+
+
+def _as_utf8(text: str) -> str:
+    """The text with what UTF-8 cannot say escaped: the name of a file may hold any bytes."""
+    return text.encode(errors="backslashreplace").decode()
