@@ -1,0 +1,171 @@
+"""The folder of a training run: what decided it, its figures, and whether it may be gone on with.
+
+```
+manifest.json       what decided the run; at the end also its result, which marks it as finished
+metrics.jsonl       one line a logged step and one an evaluation
+tensorboard/        the same figures as TensorBoard events
+plots/loss.png      training and validation loss over steps
+checkpoints/        see checkpoint.py
+adapter/            the result, in PEFT's format, with yivl.json and the held-out rows beside it
+val.jsonl           the records held out
+dropped.jsonl       the records left out as too long
+```
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from yivl_core.errors import OutputError
+from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from yivl_core.storage import is_temporary, publish_bytes, publish_file, storage_errors
+
+_DECIDING = ("settings", "data", "model", "prompt", "numerics")
+
+
+class RunFolder:
+    """The folder of a run, new or to be gone on with; nothing is written to it before `begin`.
+
+    Args:
+        path: the folder.
+        content: the manifest of this run, without a result.
+        resume: whether an earlier run may be there.
+
+    Attributes:
+        result: the summary of the finished run that lies here; None where it has still to be made.
+
+    Raises:
+        OutputError: the folder is not empty and `resume` is off, or the run in it was decided by other settings.
+    """
+
+    def __init__(self, path: Path, content: Mapping[str, Any], *, resume: bool) -> None:
+        self.path = path
+        self._content = dict(content)
+        self._started = time.time()
+        self.result: dict[str, Any] | None = None
+        found = self._find(resume)
+        self._is_new = found is None
+        if found is not None:
+            self._check(found)
+            self.result = found.get("result")
+            self._started = found["times"]["started"]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Where the result lies."""
+        return self.path / "adapter"
+
+    def begin(self) -> None:
+        """Write the manifest of a new run: from now on the folder belongs to it."""
+        if self._is_new:
+            write_manifest(str(self.path / MANIFEST_NAME), self._content, {"started": self._started})
+
+    def finish(self, result: Mapping[str, Any]) -> str:
+        """Write the result into the manifest, whose digest is returned."""
+        times = {"started": self._started, "ended": time.time()}
+        return write_manifest(str(self.path / MANIFEST_NAME), self._content | {"result": dict(result)}, times)
+
+    def _find(self, resume: bool) -> dict[str, Any] | None:
+        found = read_manifest(str(self.path / MANIFEST_NAME))
+        if found is None and self._holds_anything():
+            raise OutputError(f"{self.path}: is not empty and holds no training run; choose another folder")
+        if found is not None and not resume:
+            raise OutputError(f"{self.path}: holds a training run; go on with it with --resume, or choose another folder")
+        return found
+
+    def _holds_anything(self) -> bool:
+        """Whether there is more than a dataset that was validated for the run, or what a killed start left half-written."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path.name != "dataset" and not is_temporary(path.name) for path in self.path.iterdir())
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        lines = []
+        for block in _DECIDING:
+            there, now = found.get(block, {}), self._content[block]
+            different = [key for key in (there | now) if there.get(key) != now.get(key)]
+            lines += [f"{block}.{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different]
+        if lines:
+            raise OutputError(
+                f"{self.path}: the run in this folder was started with other settings; use the same ones, or choose another "
+                "folder\n  " + "\n  ".join(lines)
+            )
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is no sign of an empty run: datasets validated for it may be there, and what a kill left behind."""
+    return path.name not in ("dataset", "val_dataset") and not path.name.startswith(".")
+
+
+class Metrics:
+    """Figures of a run by step: metrics.jsonl, TensorBoard events and the plot.
+
+    Args:
+        folder: of the run.
+        last_step: the step that is gone on from; lines of later steps are removed.
+    """
+
+    def __init__(self, folder: Path, last_step: int) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._plot_path = folder / "plots" / "loss.png"
+        self._lines = [line for line in self._read() if line["step"] <= last_step]
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        publish_bytes(str(self._path), text.encode())
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add the figures of a step."""
+        line = {"step": step, **figures}
+        self._lines.append(line)
+        with storage_errors(str(self._path)):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+    def mean_of_last(self, name: str, share: float) -> float:
+        """The mean of a figure over the last share of its lines, at least one."""
+        values = [line[name] for line in self._lines if name in line]
+        last = values[-max(1, int(len(values) * share)) :]
+        return sum(last) / len(last)
+
+    def evaluation_at(self, step: int) -> dict[str, float]:
+        """The figures of the evaluation at a step; empty where there was none."""
+        return next((line for line in self._lines if line["step"] == step and "val_loss" in line), {})
+
+    def plot(self) -> None:
+        """Draw training and validation loss over steps."""
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for name, style in (("loss", "-"), ("val_loss", "o-")):
+            points = [(line["step"], line[name]) for line in self._lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label={"loss": "training", "val_loss": "validation"}[name])
+        axes.set(xlabel="optimizer step", ylabel="loss (nats a learned token)", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        with publish_file(self._plot_path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+    def close(self) -> None:
+        """Flush the TensorBoard events and draw the plot."""
+        self._writer.close()
+        self.plot()
+
+    def _read(self) -> list[dict[str, Any]]:
+        """Earlier lines; a last one that a killed run left unfinished is dropped."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
