@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 def _open_bin(path: Path) -> dict[str, LazyTensor]:
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors of its own for damaged or unsafe files
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -1,0 +1,499 @@
+"""Batch inference over whole inputs: one row a record whatever happens, and the same rows however the work is cut up."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import yivl_core.inference.batch as batch_module
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.image_folders import find_images
+from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.export.merge import merge_adapter
+from yivl_core.inference.batch import infer_shards
+from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary
+from yivl_core.inference.generation import generate
+from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
+from yivl_core.outputs.manifest import read_manifest
+from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
+from yivl_core.progress import Progress, ignore_progress
+from yivl_core.training.configuration import TrainingSummary
+
+Infer = Callable[..., InferenceSummary]
+MakeDataset = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def merged(trained: TrainingSummary, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose answers differ from record to record; not to be written to."""
+    return merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path_factory.mktemp("merged") / "model"))).output
+
+
+@pytest.fixture
+def infer(merged: str, dataset: Path, tmp_path: Path) -> Infer:
+    """Answers the dataset of twelve records, or another input, into a folder of the test's own."""
+
+    def run(
+        output: str = "predictions",
+        shard_indices: Any = None,
+        on_progress: Callable[[Progress], None] = ignore_progress,
+        **settings: Any,
+    ) -> InferenceSummary:
+        url = output if "://" in output else str(tmp_path / output)
+        values: dict[str, Any] = {"model": merged, "max_new_tokens": 8, "output": url}
+        if not settings.keys() & {"images", "load_dataset_config", "dataset"}:
+            values["dataset"] = str(dataset)
+        return infer_shards(InferenceConfig(**values | settings), shard_indices, on_progress)
+
+    return run
+
+
+def rows(summary: InferenceSummary) -> list[Prediction]:
+    return list(read_predictions(summary.output))
+
+
+def answers(summary: InferenceSummary) -> list[str | None]:
+    return [prediction.response for prediction in rows(summary)]
+
+
+# One row a record
+
+
+def test_every_record_has_a_row_in_order(infer: Infer, dataset: Path) -> None:
+    summary = infer()
+    records = [json.loads(line) for line in (dataset / "records.jsonl").read_text().splitlines()]
+    predictions = rows(summary)
+    assert [prediction.record_index for prediction in predictions] == list(range(12))
+    assert [prediction.query for prediction in predictions] == [record["query"] for record in records]
+    assert [prediction.reference for prediction in predictions] == [record["response"] for record in records]
+    assert [len(prediction.images) for prediction in predictions] == [len(record.get("images", [])) for record in records]
+    assert len({prediction.sample_id for prediction in predictions}) == 12
+    assert len(set(answers(summary))) >= 3, "answers differ from record to record"
+    for prediction in predictions:
+        assert prediction.finish_reason in ("stop", "length")
+        assert prediction.prompt_tokens is not None
+        assert prediction.completion_tokens is not None
+        assert 1 <= prediction.completion_tokens <= 8
+    assert summary.num_records == sum(summary.num_by_finish_reason.values()) == 12
+    assert summary.completion_tokens == sum(prediction.completion_tokens or 0 for prediction in predictions)
+    assert summary.content_digest == content_digest(summary.output)
+
+
+def test_bad_images_are_rows_with_the_right_error(infer: Infer, shared_data: Path) -> None:
+    folder = shared_data / "data" / "awkward"
+    summary = infer(images=str(folder / "files"), prompt="What is this?", max_new_tokens=2)
+    expected = {entry["file"]: entry for entry in json.loads((folder / "manifest.json").read_text())["files"]}
+    found = {f"files/{prediction.images[0].uri}": prediction for prediction in rows(summary)}
+    assert found.keys() <= expected.keys()
+    assert {name for name, entry in expected.items() if entry["expect"] != "ignore"} <= found.keys()
+    for name, prediction in found.items():
+        entry = expected[name]
+        if entry["expect"] == "reject":
+            assert prediction.error_kind == entry["kind"], name
+            assert prediction.finish_reason == "error"
+            assert prediction.error is not None
+            assert Path(name).name in prediction.error
+            assert prediction.response is None
+        else:
+            assert prediction.error is None, name
+            assert [prediction.images[0].width, prediction.images[0].height] == entry["size"]
+            assert prediction.query == "What is this?"
+    assert summary.num_failed == sum(entry["expect"] == "reject" for entry in expected.values()) == 7
+
+
+def test_a_large_image_that_validation_has_let_through_is_read(infer: Infer, tmp_path: Path) -> None:
+    """Sixty-five million pixels: one more than are read without a word of the user."""
+    Image.new("1", (8125, 8000)).save(tmp_path / "large.png")
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text(json.dumps({"query": "<image>What?", "images": ["large.png"], "response": "Nothing."}) + "\n")
+    assert rows(infer(dataset=str(lines)))[0].error_kind == "too_many_pixels"
+    config = ValidationConfig(dataset=(str(lines),), output=str(tmp_path / "validated"), max_pixels=70_000_000)
+    assert validate_dataset(config).num_records == 1
+    assert rows(infer(dataset=config.output, output="validated-predictions"))[0].error_kind is None
+
+
+def test_defective_lines_are_rows_with_the_right_error(infer: Infer, shared_data: Path) -> None:
+    folder = shared_data / "data" / "bad_jsonl"
+    summary = infer(dataset=str(folder / "mixed.jsonl"), image_root=str(folder), max_new_tokens=2)
+    manifest = json.loads((folder / "mixed.manifest.json").read_text())
+    found = {int(prediction.source.rsplit(":", 1)[1]): prediction for prediction in rows(summary)}
+    assert len(found) == summary.num_records == manifest["lines"] - manifest["blank_lines"]
+    only_training = [entry["line"] for entry in manifest["expect"] if "fine for inference" in entry.get("note", "")]
+    errors = {entry["line"]: entry for entry in manifest["expect"] if entry["severity"] == "error"}
+    for line, prediction in found.items():
+        if line in errors and prediction.has_failed:
+            kinds = [errors[line]["kind"], *errors[line].get("also_ok", [])]
+            if "image_unreadable" in kinds:
+                kinds += ["not_an_image", "not_a_file"]
+            assert prediction.error_kind in kinds, line
+        elif line in errors:
+            assert line in only_training or "response" in json.dumps(errors[line]) or answered_without_response(folder, line), (
+                line
+            )
+        else:
+            assert not prediction.has_failed, line
+    assert summary.num_failed >= 40
+
+
+def answered_without_response(folder: Path, line: int) -> bool:
+    """What is wrong with the line is its response, which inference does not need."""
+    record = json.loads((folder / "mixed.jsonl").read_bytes().split(b"\n")[line - 1])
+    return not (isinstance(record.get("response"), str) and record["response"].strip())
+
+
+def test_records_without_images_and_bad_ones_share_a_batch(infer: Infer, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(8)
+    expected = answers(infer(dataset=str(dataset), output="whole"))
+    (dataset.parent / "2-1.png").write_bytes(b"no image")
+    (dataset.parent / "5-0.png").unlink()
+    summary = infer(dataset=str(dataset), batch_size=8)
+    predictions = rows(summary)
+    assert [prediction.error_kind for prediction in predictions] == [
+        None,
+        None,
+        "image_changed",
+        None,
+        None,
+        "image_missing",
+        None,
+        None,
+    ]
+    assert [prediction.response for prediction in predictions if not prediction.has_failed] == [
+        answer for number, answer in enumerate(expected) if number not in (2, 5)
+    ]
+    assert predictions[2].images[0].width is not None, "the first image was read"
+    assert summary.num_by_finish_reason["error"] == summary.num_failed == 2
+
+
+def test_a_prompt_that_leaves_no_room_is_an_error_row_and_one_that_leaves_little_is_cut(
+    infer: Infer, tmp_path: Path, dataset: Path
+) -> None:
+    whole = rows(infer(max_new_tokens=1))
+    lengths = sorted({prediction.prompt_tokens or 0 for prediction in whole})
+    limit = lengths[-2]
+    assert lengths[0] < limit - 1
+    write_random_checkpoint(tmp_path / "short", shape=RandomShape(max_positions=limit))
+    for before, prediction in zip(
+        whole, rows(infer(output="short-run", model=str(tmp_path / "short"), max_new_tokens=500)), strict=True
+    ):
+        assert before.prompt_tokens is not None
+        if before.prompt_tokens >= limit:
+            assert prediction.error_kind == "too_long"
+            assert prediction.error == f"{before.prompt_tokens} tokens, and the model reads {limit}; shorten the text"
+        else:
+            assert prediction.prompt_tokens == before.prompt_tokens
+            assert prediction.completion_tokens is not None
+            assert prediction.prompt_tokens + prediction.completion_tokens <= limit
+            assert prediction.finish_reason == (
+                "length" if prediction.prompt_tokens + prediction.completion_tokens == limit else "stop"
+            )
+
+
+def test_a_long_answer_is_cut_and_says_so(infer: Infer) -> None:
+    one, other = infer(max_new_tokens=3), infer(max_new_tokens=9, output="other")
+    for short, long in zip(rows(one), rows(other), strict=True):
+        if short.finish_reason == "length":
+            assert short.completion_tokens == 3
+            assert (long.response or "").startswith((short.response or "").rstrip("\N{REPLACEMENT CHARACTER}"))
+    assert one.num_by_finish_reason["length"] > 0
+
+
+# The same rows however the work is cut up
+
+
+def test_batch_size_never_changes_a_row(infer: Infer, repository: Path) -> None:
+    """Real handwriting, after an adapter that has learned something else from noise."""
+    digests = set()
+    for batch_size in (1, 3, 8):
+        summary = infer(
+            dataset=str(repository / "data" / "handwritten_numbers" / "val.jsonl"), limit=10, batch_size=batch_size,
+            output=f"by-{batch_size}", max_new_tokens=16,
+        )  # fmt: skip
+        assert summary.num_records == 10
+        assert summary.num_failed == 0
+        digests.add(summary.content_digest)
+    assert len(digests) == 1
+
+
+def test_sampled_rows_depend_on_the_seed_alone(infer: Infer) -> None:
+    sampled = {"temperature": 1.0, "top_p": 0.9, "seed": 5}
+    one = infer(batch_size=8, shard_size=100, **sampled)
+    other = infer(batch_size=1, shard_size=5, output="other", **sampled)
+    assert one.content_digest == other.content_digest
+    assert answers(infer(output="seed", **sampled | {"seed": 6})) != answers(one)
+    assert answers(infer(output="greedy")) != answers(one)
+
+
+def test_sampled_rows_do_not_depend_on_other_records(infer: Infer) -> None:
+    whole = rows(infer(temperature=1.0))
+    part = rows(infer(temperature=1.0, limit=5, output="part"))
+    assert [prediction.response for prediction in part] == [prediction.response for prediction in whole[:5]]
+
+
+def test_adapter_and_merged_model_answer_alike(infer: Infer, trained: TrainingSummary, tiny_checkpoint: Path) -> None:
+    merged = infer(max_new_tokens=16)
+    adapted = infer(model=str(tiny_checkpoint), adapter=trained.adapter, output="adapted", max_new_tokens=16)
+    base = infer(model=str(tiny_checkpoint), output="base", max_new_tokens=16)
+    assert adapted.content_digest == merged.content_digest
+    assert base.content_digest != merged.content_digest
+
+
+def test_parts_hold_shard_size_records(infer: Infer) -> None:
+    summary = infer(shard_size=5)
+    parts = sorted((Path(summary.output) / "predictions").iterdir())
+    assert [path.name for path in parts] == [f"part-{number:05}.parquet" for number in range(3)]
+    assert (summary.num_shards, summary.num_shards_done) == (3, 3)
+    assert summary.content_digest == infer(output="other", shard_size=100).content_digest
+
+
+def test_shards_can_be_done_in_any_order_by_any_number_of_workers(infer: Infer) -> None:
+    whole = infer(output="whole")
+    assert infer(shard_indices=(), shard_size=5).num_shards_done == 0
+    done = [infer(shard_indices=indices, shard_size=5, resume=True) for indices in ([2], [0, 2], [2], [1, 1])]
+    assert [summary.num_shards_done for summary in done] == [1, 2, 2, 3]
+    assert [summary.content_digest for summary in done] == [None, None, None, whole.content_digest]
+    assert [read_manifest(f"{done[0].output}/manifest.json") is None] == [False]
+    assert read_manifest(f"{whole.output}/manifest.json") is not None
+
+
+def test_the_manifest_comes_with_the_last_part(infer: Infer) -> None:
+    first = infer(shard_indices=[0], shard_size=6)
+    assert not (Path(first.output) / "manifest.json").exists()
+    last = infer(shard_indices=[1], shard_size=6, resume=True)
+    manifest = read_manifest(f"{last.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["content_digest"] == last.content_digest
+    assert manifest["result"] == last.num_by_finish_reason
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_a_shard_that_is_not_in_the_plan_is_refused(index: int, infer: Infer) -> None:
+    with pytest.raises(ConfigurationError, match=rf"shard {index} is not in the plan; it has shards 0 to 2"):
+        infer(shard_indices=[index], shard_size=5)
+
+
+def test_a_remote_output_holds_the_same(infer: Infer) -> None:
+    remote = infer(output="memory://yivl-test-batch")
+    assert remote.content_digest == infer().content_digest
+    assert remote.num_records == len(rows(remote)) == 12
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("records_before", [0, 2, 4, 8, 10])
+def test_a_run_that_is_stopped_goes_on_to_the_same_rows(records_before: int, infer: Infer) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "infer" and progress.done == records_before:
+            raise KeyboardInterrupt
+
+    settings = {"shard_size": 4, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        infer(on_progress=stop, **settings)
+    output = Path(infer(shard_indices=(), resume=True, **settings).output)
+    parts = {path: path.stat().st_mtime_ns for path in (output / "predictions").glob("part-*")}
+    assert len(parts) == max(0, records_before - 1) // 4
+    summary = infer(resume=True, **settings)
+    assert summary.content_digest == infer(output="whole").content_digest
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+    assert summary.num_records == 12
+
+
+def test_a_finished_run_is_not_made_again(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = infer()
+    before = {path: path.stat().st_mtime_ns for path in Path(summary.output).rglob("*")}
+    monkeypatch.setattr(batch_module, "load_model", lambda *_: pytest.fail("the model was loaded again"))
+    again = infer(resume=True)
+    assert (again.content_digest, again.num_by_finish_reason) == (summary.content_digest, summary.num_by_finish_reason)
+    assert {path: path.stat().st_mtime_ns for path in Path(summary.output).rglob("*")} == before
+
+
+def test_a_lost_part_is_made_again(infer: Infer) -> None:
+    summary = infer(shard_size=4)
+    (Path(summary.output) / "predictions" / "part-00001.parquet").unlink()
+    assert infer(shard_size=4, resume=True).content_digest == summary.content_digest
+
+
+def test_an_output_that_is_not_empty_is_refused(infer: Infer, tmp_path: Path) -> None:
+    infer(shard_indices=())
+    with pytest.raises(
+        OutputError, match=r"predictions is not empty \(plan.json\); add --resume to go on with that run, or choose"
+    ):
+        infer()
+
+
+DECIDING: dict[str, Any] = {
+    "max_new_tokens": 9, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5, "seed": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_going_on_with_other_decoding_is_refused_by_name(name: str, infer: Infer) -> None:
+    assert set(DECIDING) == set(DecodingSettings.model_fields)
+    infer(shard_indices=())
+    before = {"max_new_tokens": 8}.get(name, DecodingSettings.model_fields[name].default)
+    message = rf"decoding.{name} was {json.dumps(before)} and is {json.dumps(DECIDING[name])}\. Set them as they were to go on"
+    with pytest.raises(OutputError, match=message):
+        infer(resume=True, **{name: DECIDING[name]})
+
+
+def test_going_on_with_another_model_input_or_dtype_is_refused_by_name(
+    infer: Infer, trained: TrainingSummary, tiny_checkpoint: Path, make_dataset: MakeDataset
+) -> None:
+    infer(shard_indices=(), model=str(tiny_checkpoint))
+    settings: dict[str, Any] = {"model": str(tiny_checkpoint), "resume": True}
+    for changes, message in (
+        ({"model": trained.adapter.replace("adapter", "none")}, None),
+        ({"adapter": trained.adapter}, r"adapter(\.digest)? was (null|not set)"),
+        ({"dataset": str(make_dataset(12, responses={0: "Else."}))}, r"data.digest was"),
+        ({"limit": 3}, r"data.digest was"),
+        ({"dtype": "bfloat16"}, r'numerics.dtype was "float32" and is "bfloat16"'),
+        ({"shard_size": 3}, r"shard_size was 1000 and is 3"),
+    ):
+        with pytest.raises(CheckpointError if message is None else OutputError, match=message):
+            infer(**settings | changes)
+
+
+def test_batch_size_and_device_may_change_on_the_way(infer: Infer) -> None:
+    infer(shard_indices=[0], shard_size=6, batch_size=2)
+    assert infer(resume=True, shard_size=6, batch_size=5, device="cpu").num_shards_done == 2
+
+
+# What is read
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_the_records_that_training_held_out_are_found_again(
+    kind: str, infer: Infer, trained: TrainingSummary, tiny_checkpoint: Path
+) -> None:
+    settings = {"model": str(tiny_checkpoint), "adapter": trained.adapter} if kind == "adapter" else {}
+    summary = infer(load_dataset_config=True, **settings)
+    held_out = [json.loads(line) for line in Path(trained.val_dataset).read_text().splitlines()]
+    assert [prediction.query for prediction in rows(summary)] == [record["query"] for record in held_out]
+    assert summary.num_records == trained.num_val_samples == 5
+    assert summary.num_failed == 0
+
+
+def test_without_held_out_records_a_dataset_has_to_be_named(infer: Infer, tiny_checkpoint: Path) -> None:
+    message = rf"{tiny_checkpoint}: has no val.jsonl, so it was not trained or merged by yivl, .*; give --dataset"
+    with pytest.raises(ConfigurationError, match=message):
+        infer(model=str(tiny_checkpoint), load_dataset_config=True)
+
+
+def test_an_adapter_on_another_base_is_refused_before_anything_is_written(
+    infer: Infer, merged: str, trained: TrainingSummary, tmp_path: Path
+) -> None:
+    """On the merged model it would count twice."""
+    with pytest.raises(CheckpointError, match=rf"{merged}: is not the base that {trained.adapter} was trained on"):
+        infer(model=merged, adapter=trained.adapter)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_an_input_that_is_not_there_is_refused_before_anything_is_written(infer: Infer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone.jsonl: there is no such file; check the path"):
+        infer(dataset=str(tmp_path / "gone.jsonl"))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DatasetError):
+        infer(dataset=str(tmp_path / "empty.jsonl"))
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_an_input_that_shrinks_during_the_run_is_noticed(infer: Infer, dataset: Path, tmp_path: Path) -> None:
+    """Only another process can do so; the first shard stays."""
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"query": f"What is {number}?"}) + "\n" for number in range(6)]
+    path.write_text("".join(lines))
+
+    def shrink(progress: Progress) -> None:
+        if progress.stage == "infer":
+            path.write_text("".join(lines[:3]))
+
+    with pytest.raises(DatasetError, match=r"the input ends at record 3, and the plan counts 6; it was changed during the run"):
+        infer(dataset=str(path), shard_size=2, on_progress=shrink)
+
+
+# Every setting has an effect
+
+
+def test_progress_counts_records_to_the_end(infer: Infer) -> None:
+    events: list[Progress] = []
+    infer(on_progress=events.append, batch_size=5)
+    done = [event.done for event in events if event.stage == "infer"]
+    assert done == sorted(done)
+    assert done[-3:] == [5, 10, 12]
+    assert {event.total for event in events if event.stage == "infer"} == {12}
+
+
+def test_batch_size_is_what_is_answered_at_a_time(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def watch(model: Any, processor: Any, requests: Any, *args: Any) -> Any:
+        sizes.append(len(requests))
+        return generate(model, processor, requests, *args)
+
+    monkeypatch.setattr(batch_module, "generate", watch)
+    infer(batch_size=5)
+    assert sizes == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "more"),
+    [
+        ("max_new_tokens", 2, {}),
+        ("temperature", 1.5, {}),
+        ("top_k", 2, {"temperature": 2.0}),
+        ("top_p", 0.1, {"temperature": 2.0}),
+        ("repetition_penalty", 5.0, {}),
+        ("seed", 9, {"temperature": 1.0}),
+        ("limit", 3, {}),
+    ],
+)
+def test_a_setting_changes_the_rows(name: str, value: Any, more: dict[str, Any], infer: Infer) -> None:
+    assert answers(infer(**more)) != answers(infer(output="other", **more, **{name: value}))
+
+
+def test_prompt_and_image_root_change_the_rows(infer: Infer, dataset: Path) -> None:
+    folder = dataset.parent
+    names = find_images(str(folder))[1]
+    one = infer(images=str(folder), prompt="What is it?")
+    other = infer(images=str(folder / "*-0.png"), prompt="How many?", output="other")
+    assert [prediction.images[0].uri for prediction in rows(one)] == list(names)
+    assert len(names) > other.num_records > 0
+    assert {prediction.query for prediction in rows(other)} == {"How many?"}
+    moved = folder.parent / "moved.jsonl"
+    shutil.copy(folder / "rows.jsonl", moved)
+    lost = infer(dataset=str(moved), output="lost")
+    found = infer(dataset=str(moved), image_root=str(folder), output="found")
+    assert (lost.num_failed, found.num_failed) == (9, 0)
+    assert {prediction.error_kind for prediction in rows(lost)} == {None, "image_missing"}
+
+
+def test_dtype_and_device_are_those_asked_for(infer: Infer) -> None:
+    summary = infer(dtype="bfloat16", device="cpu")
+    manifest = read_manifest(f"{summary.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["numerics"] == {"dtype": "bfloat16", "device": "cpu"}
+    with pytest.raises(ConfigurationError, match=r"device 'cuda:77': this machine has"):
+        infer(device="cuda:77", output="other")
+    with pytest.raises(ConfigurationError, match=r"dtype float16 does not work on the CPU"):
+        infer(dtype="float16", device="cpu", output="other")
+
+
+def test_no_setting_is_forgotten_here() -> None:
+    tested = {
+        *DECIDING, "model", "adapter", "load_dataset_config", "output", "batch_size", "shard_size", "dtype", "device", "resume",
+        "dataset", "image_root", "images", "prompt", "limit",
+    }  # fmt: skip
+    assert tested == set(InferenceConfig.model_fields)

@@ -1,0 +1,83 @@
+"""What a user decides about batch inference. No torch here, so that flows and the command line can read it quickly."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from yivl_core.data.reading import InputSource
+
+
+class DecodingSettings(BaseModel):
+    """How tokens are chosen and when an answer ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    max_new_tokens: int = Field(default=512, ge=1, description="most tokens of one answer")
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy; higher: more random")
+    top_k: int | None = Field(default=None, ge=1, description="sample from the k likeliest tokens only")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="above 1: tokens already in prompt or answer become less likely"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the sampling; each record draws from its own stream")
+
+
+class InferenceConfig(DecodingSettings, InputSource):
+    """Settings of `infer_shards`."""
+
+    model: str = Field(description="checkpoint folder: the base model, or a merged one")
+    adapter: str | None = Field(default=None, description="adapter folder to put on the base model, without merging")
+    load_dataset_config: bool = Field(
+        default=False, description="take the records that the training of this adapter or model held out, in place of a dataset"
+    )
+    output: str = Field(description="folder or fsspec URL to write predictions to")
+    batch_size: int = Field(
+        default=8, ge=1, description="records answered at a time; greedy text does not depend on it in float32"
+    )
+    shard_size: int = Field(default=1000, ge=1, description="records in one part file, the unit of resuming")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="dtype of the weights and the arithmetic; auto: bfloat16 on a GPU that has it, float32 on CPU"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    resume: bool = Field(default=False, description="keep the parts that an earlier run with the same settings published")
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "InferenceConfig":
+        named = [name for name in ("dataset", "images", "load_dataset_config") if getattr(self, name)]
+        if len(named) != 1:
+            given = " and ".join(named) or "none"
+            raise ValueError(f"give exactly one of dataset, images and load_dataset_config (given: {given})")
+        if bool(self.images) != bool(self.prompt):
+            raise ValueError("images and prompt go together: give the folder or glob, and what to ask about each image")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceSummary:
+    """What `infer_shards` wrote.
+
+    Attributes:
+        output: the predictions folder.
+        content_digest: sha256 (hex) of all rows but timings and source; None while shards are missing.
+        num_records: all rows; while shards are missing, those of this call.
+        num_failed: rows with an error among them.
+        num_by_finish_reason: these rows by `stop`, `length`, `error`.
+        num_shards, num_shards_done: shards of the plan, and published ones.
+        runtime_s: seconds of this call, loading included.
+        records_per_s: records of this call a second, loading left out.
+        completion_tokens: tokens written by this call.
+    """
+
+    output: str
+    content_digest: str | None
+    num_records: int
+    num_failed: int
+    num_by_finish_reason: dict[str, int]
+    num_shards: int
+    num_shards_done: int
+    runtime_s: float
+    records_per_s: float
+    completion_tokens: int
