@@ -1,0 +1,153 @@
+"""The commands of `yivl`: which flow each runs, with which parameters, and what it says at the end. No Prefect here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainConfig, RetrainSummary, SftConfig
+from flows.options import Spelling
+from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.export.configuration import MergeSummary
+from yivl_core.inference.configuration import InferenceSummary
+from yivl_core.training.configuration import TrainingSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: one line for the list of commands.
+        flow: where the flow is, as `module:name`.
+        config: its parameters, which are the command's options.
+        describe: the flow's summary for a person.
+        example: how it is called.
+        spelling: options that are spelt differently.
+        required_flags: options without a value that have to be given, with their help.
+        exit_code: of a run that was done, from its summary.
+    """
+
+    help: str
+    flow: str
+    config: type[BaseModel]
+    describe: Callable[[Any], str]
+    example: str
+    spelling: Spelling = field(default_factory=Spelling)
+    required_flags: Mapping[str, str] = field(default_factory=dict)
+    exit_code: Callable[[Any], int] = lambda _: 0
+
+
+def _describe_validation(summary: ValidationSummary) -> str:
+    kinds = "".join(f"\n  {number:6} {kind}" for kind, number in sorted(summary.findings_by_kind.items()))
+    return (
+        f"{summary.num_records} of {summary.num_lines} records are clean, with {summary.num_images} images; "
+        f"{summary.num_quarantined} in quarantine, {summary.num_warnings} warnings{kinds}\n"
+        f"dataset {summary.output}\ndigest  {summary.digest}\nreport  {summary.output}/report.md"
+    )
+
+
+def _describe_training(summary: TrainingSummary) -> str:
+    validation = ""
+    if summary.val_loss is not None and summary.val_token_accuracy is not None:
+        validation = f", validation loss {summary.val_loss:.4f}, token accuracy {summary.val_token_accuracy:.1%}"
+    return (
+        f"{summary.num_steps} steps on {summary.num_train_samples} samples ({summary.num_val_samples} held out, "
+        f"{summary.num_dropped} dropped as too long)\n"
+        f"training loss {summary.train_loss:.4f}{validation}; kept step {summary.best_step}\n"
+        f"adapter {summary.adapter}\nplot    {summary.output}/plots/loss.png"
+    )
+
+
+def _describe_merge(summary: MergeSummary) -> str:
+    was_there = " (was there already)" if summary.was_there else ""
+    return (
+        f"{summary.num_merged} weight matrices merged; logits differ by at most {summary.largest_logit_difference:.2g} "
+        f"from base + adapter\nmodel  {summary.output}{was_there}\ndigest {summary.digest}"
+    )
+
+
+def _describe_inference(summary: InferenceSummary) -> str:
+    reasons = ", ".join(f"{number} by {reason}" for reason, number in sorted(summary.num_by_finish_reason.items()))
+    return (
+        f"{summary.num_records} records in {summary.num_shards_done} of {summary.num_shards} parts: ended {reasons}\n"
+        f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s\n"
+        f"predictions {summary.output}"
+    )
+
+
+def _describe_evaluation(summary: EvaluationSummary) -> str:
+    return f"{_figures(summary)}\nreport {summary.output}/report.md"
+
+
+def _figures(summary: EvaluationSummary) -> str:
+    return (
+        f"CER {summary.cer:.4f}, exact match {summary.exact_match:.1%} over {summary.num_samples} records "
+        f"({summary.num_failed} failed, {summary.num_empty} empty, {summary.num_cut} cut)"
+    )
+
+
+def _describe_retrain(summary: RetrainSummary) -> str:
+    base = f"base    {_figures(summary.base_evaluation)}\n" if summary.base_evaluation else ""
+    return (
+        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n\n"
+        f"model   {summary.model}\nreport  {summary.evaluation.output}/report.md\nsummary {summary.output}/summary.json"
+    )
+
+
+COMMANDS = {
+    "demo": Command(
+        help="show the whole pipeline on the data of the repository, on a CPU",
+        flow="flows.demo:demo",
+        config=DemoConfig,
+        describe=_describe_retrain,
+        example="yivl demo",
+    ),
+    "validate": Command(
+        help="check records and images, and write the clean ones as a dataset",
+        flow="flows.validate:validate",
+        config=ValidationConfig,
+        describe=_describe_validation,
+        example="yivl validate train.jsonl --output datasets/train",
+        spelling=Spelling(names={"purpose": "--for"}, positional="dataset"),
+        exit_code=lambda summary: int(summary.num_errors > 0),
+    ),
+    "sft": Command(
+        help="train a LoRA adapter",
+        flow="flows.finetune:sft",
+        config=SftConfig,
+        describe=_describe_training,
+        example="yivl sft --model Yi-VL-6B --dataset train.jsonl --output runs/first --lora-rank 16",
+    ),
+    "export": Command(
+        help="merge an adapter into its base model",
+        flow="flows.finetune:export",
+        config=ExportConfig,
+        describe=_describe_merge,
+        example="yivl export --adapter runs/first/adapter --merge-lora --output models/first",
+        required_flags={"--merge-lora": "merge the adapter's matrices into the weights"},
+    ),
+    "infer": Command(
+        help="answer every record of a dataset, or one question about every image of a folder",
+        flow="flows.infer:infer",
+        config=InferConfig,
+        describe=_describe_inference,
+        example='yivl infer --model models/first --images scans/ --prompt "Read the text." --output predictions/scans',
+    ),
+    "evaluate": Command(
+        help="compare predictions with their references",
+        flow="flows.evaluate:evaluate",
+        config=EvaluationConfig,
+        describe=_describe_evaluation,
+        example="yivl evaluate --predictions predictions/val --output reports/val",
+    ),
+    "retrain": Command(
+        help="validate, train, merge, infer and evaluate in one go; what was done before is not done again",
+        flow="flows.retrain:retrain",
+        config=RetrainConfig,
+        describe=_describe_retrain,
+        example="yivl retrain --model Yi-VL-6B --dataset train.jsonl --output work --training.lora-rank 16",
+    ),
+}

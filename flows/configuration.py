@@ -1,0 +1,119 @@
+"""The parameters of flows that take more than one core function's settings, and what `retrain` returns. No Prefect here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from yivl_core.data.configuration import ValidationSummary
+from yivl_core.evaluation.configuration import EvaluationSummary
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.inference.configuration import DecodingSettings, InferenceConfig
+from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+
+
+class Deadline(BaseModel):
+    """How long work in a child process may take."""
+
+    deadline_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which training, merging or inference (each by itself) is stopped; what it published is kept, "
+        "and it can be gone on with; default: no limit",
+    )
+
+
+class SftConfig(TrainingConfig, Deadline):
+    """Parameters of `sft`: those of the training, with datasets that need not be validated yet."""
+
+    dataset: str = Field(
+        description="jsonl, json or csv file (validated first, into OUTPUT/dataset), or a folder that `yivl validate` wrote"
+    )
+    val_dataset: str | None = Field(
+        default=None, description="the same, for evaluating while training; default: val_fraction of the dataset"
+    )
+    image_root: str | None = Field(
+        default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
+    )
+
+
+class ExportConfig(MergeConfig, Deadline):
+    """Parameters of `export`."""
+
+
+class InferConfig(InferenceConfig, Deadline):
+    """Parameters of `infer`."""
+
+    where: Literal["here", "workers"] = Field(
+        default="here",
+        description="here: one process does all shards; workers: one run of the infer-shard deployment for each missing shard",
+    )
+
+
+class InferShardConfig(InferenceConfig, Deadline):
+    """Parameters of `infer-shard`, which a worker runs."""
+
+    shard_index: int = Field(ge=0, description="which shard of the plan in the output folder, counted from 0")
+
+
+class RetrainConfig(Deadline):
+    """Parameters of `retrain`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(description="checkpoint folder of the base model")
+    dataset: tuple[str, ...] = Field(min_length=1, description="jsonl, json or csv files to train on, read as one dataset")
+    val_dataset: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="files to evaluate on; default: training.val_fraction of the dataset",
+    )
+    image_root: str | None = Field(
+        default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
+    )
+    output: str = Field(description="folder of all runs; a stage that was done before with the same content is found in it")
+    training: TrainingSettings = Field(default=TrainingSettings(), description="how to train")
+    decoding: DecodingSettings = Field(default=DecodingSettings(), description="how to answer the validation records")
+    infer_batch_size: int = Field(default=8, ge=1, description="validation records answered at a time")
+    shard_size: int = Field(default=1000, ge=1, description="validation records in one part file")
+    evaluate_base: bool = Field(
+        default=True, description="also evaluate the base model, so that the report shows what the training changed"
+    )
+
+    @model_validator(mode="after")
+    def _has_records_to_evaluate_on(self) -> "RetrainConfig":
+        if self.val_dataset is None and self.training.val_fraction == 0:
+            raise ValueError("there is nothing to evaluate on: give `val_dataset`, or `training.val_fraction` above 0")
+        return self
+
+
+class DemoConfig(BaseModel):
+    """Parameters of `demo`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    output: str = Field(default=".demo", description="folder to work in; a second run goes on from what is there")
+    seed: int = Field(default=0, ge=0, description="seed of the random checkpoint that the demo starts from")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrainSummary:
+    """What `retrain` made.
+
+    Attributes:
+        output: the folder of this run, which holds summary.json.
+        validation: of the training data.
+        training: of the adapter.
+        model: the merged checkpoint folder.
+        predictions: the merged model's answers.
+        evaluation: of those.
+        base_evaluation: of the base model's answers to the same records; None if it was not asked for.
+    """
+
+    output: str
+    validation: ValidationSummary
+    training: TrainingSummary
+    model: str
+    predictions: str
+    evaluation: EvaluationSummary
+    base_evaluation: EvaluationSummary | None

@@ -1,0 +1,146 @@
+"""New data -> validate -> train an adapter -> merge it -> answer the validation records -> evaluate.
+
+```
+OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (written again by each run)
+       adapters/KEY       training runs      \
+       models/KEY         merged checkpoints  |  KEY from content, settings and code: what is
+       predictions/KEY    answers             |  there and unharmed is not made again
+       reports/KEY        evaluation reports /
+       runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used
+```
+"""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from prefect import flow, runtime
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.configuration import RetrainConfig, RetrainSummary
+from flows.validate import validate_to_go_on
+from tasks.caching import content_key
+from tasks.evaluation import evaluate
+from tasks.inference import infer, inference_key
+from tasks.merging import merge, merge_key
+from tasks.training import train, training_key
+from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.digests import digest_json
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.export.configuration import MergeConfig, MergeSummary
+from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
+from yivl_core.settings import narrow
+from yivl_core.storage import join, publish_bytes
+from yivl_core.training.configuration import TrainingConfig, TrainingSummary
+
+
+@flow(name="retrain")
+def retrain(config: RetrainConfig) -> RetrainSummary:
+    """Train an adapter on the dataset, merge it, and report what it reads; the same content is not worked on twice."""
+    return run_retrain(config)
+
+
+def run_retrain(config: RetrainConfig) -> RetrainSummary:
+    """The steps of `retrain`, for flows that prepare its parameters."""
+    validation = _validate(config, config.dataset)
+    val_validation = _validate(config, config.val_dataset) if config.val_dataset else None
+    training = _train(config, validation, val_validation)
+    merged = _merge(config, training)
+    records = val_validation.output if val_validation else training.val_dataset
+    data = digest_json([validation.digest, val_validation.digest if val_validation else None])
+    predictions = _infer(config, merged.output, records, data)
+    evaluation = _evaluate(config, predictions)
+    base_evaluation = None
+    if config.evaluate_base:
+        base_evaluation = _evaluate(config, _infer(config, config.model, records, data))
+    summary = RetrainSummary(
+        output=_run_folder(config),
+        validation=validation,
+        training=training,
+        model=merged.output,
+        predictions=predictions.output,
+        evaluation=evaluation,
+        base_evaluation=base_evaluation,
+    )
+    _publish(config, summary)
+    return summary
+
+
+def _folder(config: RetrainConfig, stage: str, key: str) -> str:
+    return join(config.output, stage, key[:12])
+
+
+def _validate(config: RetrainConfig, dataset: tuple[str, ...]) -> ValidationSummary:
+    """Validate into a folder named by where the data lies: what it holds is known only afterwards."""
+    place = digest_json([list(dataset), config.image_root])
+    output = _folder(config, "datasets", place)
+    return validate_to_go_on(ValidationConfig(dataset=dataset, image_root=config.image_root, output=output))
+
+
+def _train(config: RetrainConfig, data: ValidationSummary, val_data: ValidationSummary | None) -> TrainingSummary:
+    val_dataset = val_data.output if val_data else None
+    key = training_key(config.training, config.model, data.output, val_dataset)
+    settings = narrow(
+        config.training,
+        TrainingConfig,
+        model=config.model,
+        dataset=data.output,
+        val_dataset=val_dataset,
+        output=_folder(config, "adapters", key),
+        resume=True,
+    )
+    return train(settings, config.deadline_s)
+
+
+def _merge(config: RetrainConfig, training: TrainingSummary) -> MergeSummary:
+    settings = MergeConfig(adapter=training.adapter, model=config.model, output=config.output, device=config.training.device)
+    output = _folder(config, "models", merge_key(settings))
+    return merge(settings.model_copy(update={"output": output}), config.deadline_s)
+
+
+def _infer(config: RetrainConfig, model: str, records: str, data: str) -> InferenceSummary:
+    """Answer the validation records, in the dtype and on the device of the training."""
+    settings = narrow(
+        config.decoding,
+        InferenceConfig,
+        model=model,
+        dataset=records,
+        output=config.output,  # until its key is known
+        batch_size=config.infer_batch_size,
+        shard_size=config.shard_size,
+        dtype=config.training.dtype,
+        device=config.training.device,
+        resume=True,
+    )
+    output = _folder(config, "predictions", inference_key(settings, data))
+    return infer(settings.model_copy(update={"output": output}), data, config.deadline_s)
+
+
+def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> EvaluationSummary:
+    output = _folder(config, "reports", content_key(predictions=predictions.content_digest))
+    return evaluate(EvaluationConfig(predictions=predictions.output, output=output))
+
+
+def _run_folder(config: RetrainConfig) -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    return join(config.output, "runs", f"{now}-{runtime.flow_run.id[:8]}")
+
+
+def _publish(config: RetrainConfig, summary: RetrainSummary) -> None:
+    content = {"config": config.model_dump(mode="json"), **asdict(summary)}
+    publish_bytes(join(summary.output, "summary.json"), json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    evaluations = {"trained": summary.evaluation, "base": summary.base_evaluation}
+    table = [{"model": name, **asdict(figures)} for name, figures in evaluations.items() if figures is not None]
+    create_table_artifact(key="retrain-metrics", table=table, description="The validation records, answered by each model")
+    create_markdown_artifact(_links(summary), key="retrain", description=summary.output)
+
+
+def _links(summary: RetrainSummary) -> str:
+    places = {
+        "Summary": join(summary.output, "summary.json"),
+        "Report": join(summary.evaluation.output, "report.md"),
+        "Model": summary.model,
+        "Adapter": summary.training.adapter,
+        "Predictions": summary.predictions,
+    }
+    return "\n".join(f"- {name}: `{place}`" for name, place in places.items())

@@ -1,0 +1,100 @@
+"""The tasks around `infer_shards`: all shards in one child, or one of them for a worker."""
+
+from itertools import islice
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from tasks.artifacts import prediction_rows
+from tasks.caching import CACHED_TASK, CORE_TASK, content_key, run_cached
+from tasks.process import run_in_child
+from tasks.relay import ProgressRelay
+from yivl_core.data.reading import InputSource, input_digest
+from yivl_core.digests import digest_file
+from yivl_core.doors import ShardedInferenceConfig
+from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
+from yivl_core.model.files import HELD_OUT_FILE, adapter_digest, checkpoint_digest
+from yivl_core.outputs.predictions import content_digest, read_predictions
+from yivl_core.outputs.shards import missing_shards, read_plan
+from yivl_core.settings import narrow
+
+NUM_SAMPLE_PREDICTIONS = 20
+
+
+def inference_key(config: InferenceConfig, data: str | None = None) -> str:
+    """The content key of predictions; `config.output` and `config.resume` do not count.
+
+    Args:
+        config: what to infer.
+        data: digest of what the records and their images hold, where the caller knows it; default: of the input as it is named.
+
+    Raises:
+        CheckpointError, DatasetError: a folder or file is not what it should be.
+    """
+    names = set(InferenceConfig.model_fields) - set(InputSource.model_fields) - {"model", "adapter", "output", "resume"}
+    return content_key(
+        settings=config.model_dump(include=names),
+        model=checkpoint_digest(config.model),
+        adapter=adapter_digest(config.adapter) if config.adapter else None,
+        data=[data, _input_digest(config)],
+    )
+
+
+def infer(config: InferenceConfig, data: str | None = None, deadline_s: float | None = None) -> InferenceSummary:
+    """Infer all missing shards, unless `config.resume` allows to take the predictions that are there for the same content.
+
+    Args:
+        config: what to infer.
+        data: see `inference_key`.
+        deadline_s: after which it is stopped; None: no limit.
+    """
+    run = _infer if config.resume else _infer.with_options(refresh_cache=True)
+    key = inference_key(config, data)
+    summary = run_cached(run, config, key=key, output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
+    show_samples(summary.output)
+    return summary
+
+
+@task(name="infer", **CACHED_TASK)
+def _infer(config: InferenceConfig, deadline_s: float | None, cache_key: str) -> InferenceSummary:
+    settings = narrow(config, ShardedInferenceConfig)
+    summary: InferenceSummary = run_in_child("infer", settings, ProgressRelay("infer"), deadline_s)
+    return summary
+
+
+@task(name="infer-shard", **CORE_TASK)
+def infer_shard(config: InferenceConfig, shard_index: int, deadline_s: float | None = None) -> InferenceSummary:
+    """Infer one shard of the plan in the output folder. Not cached: the published part is the mark that it is done."""
+    settings = narrow(config, ShardedInferenceConfig, shard_indices=(shard_index,), resume=True)
+    summary: InferenceSummary = run_in_child("infer", settings, ProgressRelay("infer-shard"), deadline_s)
+    return summary
+
+
+@task(name="plan-shards", **CORE_TASK)
+def plan_shards(config: InferenceConfig) -> list[int]:
+    """Publish the split of the input in the output folder, or take up the one that is there; returns the shards to do."""
+    run_in_child("infer", narrow(config, ShardedInferenceConfig, shard_indices=()), ProgressRelay("plan-shards"))
+    return shards_to_do(config.output)
+
+
+def shards_to_do(output: str) -> list[int]:
+    """The shards of the plan in an output folder that are not published."""
+    return [shard.index for shard in missing_shards(read_plan(output))]
+
+
+def show_samples(output: str) -> None:
+    """Make an artifact of the first predictions."""
+    rows = prediction_rows(islice(read_predictions(output), NUM_SAMPLE_PREDICTIONS))
+    create_table_artifact(key="sample-predictions", table=rows, description=f"The first of {output}")
+
+
+def _input_digest(config: InferenceConfig) -> str | None:
+    if not config.load_dataset_config:
+        return input_digest(narrow(config, InputSource))
+    held_out = Path(config.adapter or config.model) / HELD_OUT_FILE
+    return digest_file(held_out) if held_out.is_file() else None  # without it, inference says what is missing
+
+
+def _is_intact(summary: InferenceSummary) -> bool:
+    return content_digest(summary.output) == summary.content_digest

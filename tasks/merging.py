@@ -1,0 +1,37 @@
+"""The task around `merge_adapter`."""
+
+from prefect import task
+
+from tasks.caching import CACHED_TASK, content_key, run_cached
+from tasks.process import run_in_child
+from tasks.relay import ProgressRelay
+from yivl_core.export.configuration import MergeConfig, MergeSummary
+from yivl_core.model.files import adapter_digest, checkpoint_digest
+
+
+def merge_key(config: MergeConfig) -> str:
+    """The content key of a merged checkpoint; `config.output` does not count.
+
+    Raises:
+        CheckpointError: a folder is not what it should be.
+    """
+    return content_key(
+        adapter=adapter_digest(config.adapter),
+        model=checkpoint_digest(config.model) if config.model else None,
+        settings=config.model_dump(include={"layout", "max_shard_bytes"}),
+    )
+
+
+def merge(config: MergeConfig, deadline_s: float | None = None) -> MergeSummary:
+    """Merge an adapter into its base, unless the very same merge is there."""
+    return run_cached(_merge, config, key=merge_key(config), output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
+
+
+@task(name="merge", **CACHED_TASK)
+def _merge(config: MergeConfig, deadline_s: float | None, cache_key: str) -> MergeSummary:
+    summary: MergeSummary = run_in_child("merge", config, ProgressRelay("merge"), deadline_s)
+    return summary
+
+
+def _is_intact(summary: MergeSummary) -> bool:
+    return checkpoint_digest(summary.output) == summary.digest

@@ -1,0 +1,67 @@
+"""The task around `train_adapter`."""
+
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from tasks.caching import CACHED_TASK, content_key, run_cached
+from tasks.process import run_in_child
+from tasks.relay import ProgressRelay
+from yivl_core.data.dataset import ValidatedDataset
+from yivl_core.model.files import adapter_digest, checkpoint_digest
+from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+
+
+def training_key(settings: TrainingSettings, model: str, dataset: str, val_dataset: str | None) -> str:
+    """The content key of an adapter.
+
+    Args:
+        settings: how to train.
+        model: checkpoint folder of the base model.
+        dataset: validated-dataset folder.
+        val_dataset: the same for evaluation, or None.
+
+    Raises:
+        CheckpointError, DatasetError: a folder is not what it should be.
+    """
+    return content_key(
+        settings=settings.model_dump(include=set(TrainingSettings.model_fields)),
+        model=checkpoint_digest(model),
+        dataset=ValidatedDataset.open(dataset).digest,
+        val_dataset=ValidatedDataset.open(val_dataset).digest if val_dataset else None,
+    )
+
+
+def train(config: TrainingConfig, deadline_s: float | None = None) -> TrainingSummary:
+    """Train an adapter, unless `config.resume` allows to take the one that is there for the same content and settings."""
+    key = training_key(config, config.model, config.dataset, config.val_dataset)
+    run = _train if config.resume else _train.with_options(refresh_cache=True)
+    summary = run_cached(run, config, key=key, output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
+    create_table_artifact(key="training", table=_table(summary), description=f"Adapter in {summary.adapter}")
+    return summary
+
+
+@task(name="train", **CACHED_TASK)
+def _train(config: TrainingConfig, deadline_s: float | None, cache_key: str) -> TrainingSummary:
+    summary: TrainingSummary = run_in_child("train", config, ProgressRelay("train"), deadline_s)
+    return summary
+
+
+def _is_intact(summary: TrainingSummary) -> bool:
+    return adapter_digest(summary.adapter) == summary.adapter_digest and Path(summary.val_dataset).is_file()
+
+
+def _table(summary: TrainingSummary) -> list[dict[str, float | None]]:
+    return [
+        {
+            "steps": summary.num_steps,
+            "training samples": summary.num_train_samples,
+            "validation samples": summary.num_val_samples,
+            "dropped samples": summary.num_dropped,
+            "training loss": summary.train_loss,
+            "validation loss": summary.val_loss,
+            "validation token accuracy": summary.val_token_accuracy,
+            "kept step": summary.best_step,
+        }
+    ]
