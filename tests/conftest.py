@@ -1,16 +1,29 @@
 """What tests in several folders need."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Threads that wait for each other do not spin: tests run beside each other and beside child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # How long one example takes says nothing on a busy machine.
 settings.register_profile("yivl", deadline=None)
 settings.load_profile("yivl")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _hidden_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests mean the CPU, also on a machine with a GPU, unless they are marked `gpu`."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for child processes
+        if "torch" in sys.modules:
+            monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")
