@@ -117,7 +117,9 @@ def _infer(config: RetrainConfig, model: str, records: str, data: str) -> Infere
 
 
 def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> EvaluationSummary:
-    output = _folder(config, "reports", content_key(predictions=predictions.content_digest))
+    # Two models may give equal answers; their reports differ all the same, in what they say of their origin.
+    key = content_key(predictions=predictions.content_digest, place=predictions.output.removeprefix(config.output))
+    output = _folder(config, "reports", key)
     return evaluate(EvaluationConfig(predictions=predictions.output, output=output))
 
 

@@ -37,7 +37,7 @@ def local_path(url: str, purpose: str) -> Path:
 
 def join(url: str, *parts: str) -> str:
     """The address of something below `url`."""
-    return "/".join([url.rstrip("/"), *parts]) if url != "/" else "/" + "/".join(parts)
+    return (url if url.endswith("/") else url + "/") + "/".join(parts)
 
 
 def exists(url: str) -> bool:

@@ -1,5 +1,7 @@
 """The records of a validated dataset by number, for reading in any order without holding them in memory."""
 
+import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,10 @@ class IndexedRecords:
 
     def __init__(self, dataset: ValidatedDataset) -> None:
         self._path = Path(dataset.folder) / RECORDS_NAME
-        with self._path.open("rb") as file:
+        # The file stays open, so that a dataset that is validated again meanwhile does not change under a training.
+        self._descriptor = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
             self._ends = np.cumsum(np.fromiter((len(line) for line in file), dtype=np.int64))
 
     def __len__(self) -> int:
@@ -30,9 +35,7 @@ class IndexedRecords:
             DatasetError: its line has been changed.
         """
         start = int(self._ends[index - 1]) if index else 0
-        with self._path.open("rb") as file:
-            file.seek(start)
-            line = file.read(int(self._ends[index]) - start)
+        line = os.pread(self._descriptor, int(self._ends[index]) - start, start)
         validated = parse_line(line.decode(errors="replace"))
         if validated is None:
             raise DatasetError(f"{self._path}:{index + 1}: this line was changed after validation; run `yivl validate` again")

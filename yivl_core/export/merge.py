@@ -84,7 +84,7 @@ def _find_base(config: MergeConfig, adapter: Path) -> str:
 
 
 def _published_before(output: Path, about: dict[str, Any]) -> MergeSummary | None:
-    """The summary of an equal earlier merge, if its files are still what they were; None for an empty folder."""
+    """The summary of an equal earlier merge, if its files are still what they were; None for an empty or incomplete folder."""
     if not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a folder to write the checkpoint to")
     if not any(output.iterdir()):
@@ -92,7 +92,11 @@ def _published_before(output: Path, about: dict[str, Any]) -> MergeSummary | Non
     found = read_about(output)
     if not about.items() <= found.items():
         raise OutputError(f"{output}: holds something else than this merge; choose another folder, or remove it first")
-    if checkpoint_digest(output) != found.get("digest"):
+    try:
+        digest = checkpoint_digest(output)
+    except CheckpointError:
+        return None  # a part of it is gone, so it is made again
+    if digest != found.get("digest"):
         raise OutputError(f"{output}: holds this merge, but its files have changed since; remove the folder to merge again")
     return _summary(output, found, was_there=True)
 

@@ -17,6 +17,8 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ConfigurationError(f"device {device!r} is unknown; give auto, cpu, cuda or cuda:N") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ConfigurationError(
             f"device {device!r}: this machine has {torch.cuda.device_count()} GPU(s) that torch can use; give auto or cpu"

@@ -108,7 +108,7 @@ def load_model(
         value.copy_(tensors.pop(name).load())
         _set_parameter(model, name, value)
     _restore_buffers(model, torch.device(device))
-    model.name_or_path = str(files.folder)  # PEFT writes it into the adapter's configuration
+    model.name_or_path = str(files.folder.resolve())  # PEFT writes it into the adapter's configuration
     return model.eval()
 
 

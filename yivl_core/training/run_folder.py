@@ -25,6 +25,7 @@ from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from yivl_core.storage import is_temporary, publish_bytes, publish_file, storage_errors
 
+_DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
 
 
@@ -84,10 +85,10 @@ class RunFolder:
         return found
 
     def _holds_anything(self) -> bool:
-        """Whether there is more than a dataset that was validated for the run, or what a killed start left half-written."""
+        """Whether there is more than datasets that were validated for the run, or what a killed start left half-written."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(path.name != "dataset" and not is_temporary(path.name) for path in self.path.iterdir())
+        return any(path.name not in _DATASETS and not is_temporary(path.name) for path in self.path.iterdir())
 
     def _check(self, found: Mapping[str, Any]) -> None:
         lines = []
@@ -100,11 +101,6 @@ class RunFolder:
                 f"{self.path}: the run in this folder was started with other settings; use the same ones, or choose another "
                 "folder\n  " + "\n  ".join(lines)
             )
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file is no sign of an empty run: datasets validated for it may be there, and what a kill left behind."""
-    return path.name not in ("dataset", "val_dataset") and not path.name.startswith(".")
 
 
 class Metrics:
@@ -152,7 +148,8 @@ class Metrics:
             points = [(line["step"], line[name]) for line in self._lines if name in line]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label={"loss": "training", "val_loss": "validation"}[name])
-        axes.set(xlabel="optimizer step", ylabel="loss (nats a learned token)", ylim=(0, None))
+        axes.set(xlabel="optimizer step", ylabel="loss (nats a learned token)")
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
         axes.legend()
         with publish_file(self._plot_path) as temporary:

@@ -46,6 +46,5 @@ def _count_places(num_samples: int, settings: TrainingSettings) -> int:
 
 
 @lru_cache(maxsize=2)  # a step reaches from one epoch into the next
-@lru_cache(maxsize=2)
 def _order(epoch: int, num_samples: int, seed: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)

@@ -16,6 +16,7 @@ from yivl_core.data.dataset import ValidatedDataset, write_records
 from yivl_core.digests import digest_json
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError
 from yivl_core.model.adapters import add_adapter, find_targets
+from yivl_core.model.configuration import read_config
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, adapter_digest, open_checkpoint
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -53,12 +54,14 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     base = open_checkpoint(config.model)
+    targets = _find_targets(base, config.target_modules)
     data = _Data(config, base, on_progress)
     folder = RunFolder(local_path(config.output, "a training run"), _manifest(config, data, device, dtype), resume=config.resume)
     if folder.result and _is_there(folder.adapter, folder.result["adapter_digest"]):
+        data.write(folder.path)
         return _summary(folder, folder.result)
     with torch.random.fork_rng():
-        trainer = _Trainer(config, base, data, folder, device, dtype, on_progress)
+        trainer = _Trainer(config, base, targets, data, folder, device, dtype, on_progress)
         folder.begin()
         data.write(folder.path)
         trainer.run()
@@ -123,6 +126,7 @@ class _Trainer:
         self,
         config: TrainingConfig,
         base: CheckpointFiles,
+        targets: str,
         data: _Data,
         folder: RunFolder,
         device: torch.device,
@@ -133,7 +137,6 @@ class _Trainer:
         self.total_steps = count_steps(len(data.train_indices), config)
         self._report(0, message=f"loading {base.folder.name} on {device} in {str(dtype).removeprefix('torch.')}")
         model = load_model(base, dtype=dtype, device=device)
-        targets = find_targets(model, config.target_modules)
         torch.manual_seed(config.seed)
         self.adapted: PeftModel = add_adapter(
             model,
@@ -259,6 +262,12 @@ class _Trainer:
         self._on_progress(
             Progress(stage="train", done=step, total=self.total_steps, unit="step", figures=figures or {}, message=message)
         )
+
+
+def _find_targets(base: CheckpointFiles, target_modules: str) -> str:
+    """The targets by the shapes alone, before any weight is read."""
+    with torch.device("meta"):
+        return find_targets(YiVLForConditionalGeneration(read_config(base)), target_modules)
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
