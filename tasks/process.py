@@ -29,6 +29,8 @@ from yivl_core.errors import ChildFailedError, Interrupted
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 
 _COMMAND = (sys.executable, "-P", "-m", "yivl_core")  # -P: no module of the working folder takes the place of ours
+# Threads of a matrix product that wait for each other give way to the threads that read images, instead of spinning.
+_CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 _POLL_S = 0.2
 _EXIT_S = 30.0  # from its result until a child has to be gone: freeing a GPU takes a while
 _STDERR_TAIL_BYTES = 4000
@@ -73,6 +75,7 @@ def _started(door: str, config: BaseModel, errors: IO[bytes]) -> Iterator[subpro
         stdout=subprocess.PIPE,
         stderr=errors,
         start_new_session=True,
+        env={**_CHILD_ENVIRONMENT, **os.environ},
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -20,15 +20,14 @@ class ProgressRelay:
     """An `on_progress` for the body of a Prefect task."""
 
     def __init__(self, stage: str) -> None:
-        """Start with an artifact at 0 %.
+        """Start without an artifact: it is made when it is known how much there is to do.
 
         Args:
             stage: lower-case letters and dashes, names the artifact.
         """
         self._logger = get_run_logger()
-        artifact_id = create_progress_artifact(0.0, key=f"{stage}-progress", description=stage)
-        assert isinstance(artifact_id, UUID)
-        self._artifact_id = artifact_id
+        self._key = f"{stage}-progress"
+        self._artifact_id: UUID | None = None
         self._last_stage = ""
         self._logged_at = self._updated_at = 0.0
 
@@ -48,7 +47,13 @@ class ProgressRelay:
     def _update(self, progress: Progress) -> None:
         if not progress.total:
             return
+        percent = 100.0 * progress.done / progress.total
         try:
-            update_progress_artifact(self._artifact_id, 100.0 * progress.done / progress.total, description=describe(progress))
+            if self._artifact_id is None:
+                artifact_id = create_progress_artifact(percent, key=self._key, description=describe(progress))
+                assert isinstance(artifact_id, UUID)
+                self._artifact_id = artifact_id
+            else:
+                update_progress_artifact(self._artifact_id, percent, description=describe(progress))
         except Exception as error:  # a server that hiccups must not end hours of training
             self._logger.warning("The progress artifact could not be updated: %s", error)

@@ -186,5 +186,5 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def describe_os_error(error: OSError, place: Any) -> str:
-    """What an operating system error means for the user, with the place and the remedy."""
-    return f"{error.filename or place}: {_REMEDIES.get(error.errno) or error.strerror or error}"
+    """What an operating system error means for the user, with the place (of a copy: its target) and the remedy."""
+    return f"{error.filename2 or error.filename or place}: {_REMEDIES.get(error.errno) or error.strerror or error}"

@@ -139,12 +139,21 @@ class _Worker:
         requests = [Request(sample_id=item.sample_id, inputs=item.inputs) for item in batch if item.inputs is not None]
         completions: Iterator[Completion] = iter(())
         if requests:
-            completions = iter(generate(self._model, self._processor, requests, self._params, self._config.max_new_tokens))
+            completions = iter(self._generate(requests))
         answers = [(item, next(completions) if item.inputs is not None else None) for item in batch]
         generate_s = (time.perf_counter() - started) / max(1, len(requests))
         self.num_tokens += sum(completion.num_tokens for _, completion in answers if completion)
         self.num_by_finish_reason.update(completion.finish_reason if completion else "error" for _, completion in answers)
         return [_prediction(item, completion, generate_s) for item, completion in answers]
+
+    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
+        try:
+            return generate(self._model, self._processor, requests, self._params, self._config.max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            raise ConfigurationError(
+                f"{len(requests)} records at a time do not fit into the memory of {self._model.device}; lower batch_size (now "
+                f"{self._config.batch_size}) or max_new_tokens (now {self._config.max_new_tokens})"
+            ) from error
 
     def _prepare(self, record_index: int, row: InputRow) -> "_Prepared":
         """Everything about a row that needs no model; what is wrong with it becomes its error."""

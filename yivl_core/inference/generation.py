@@ -67,6 +67,7 @@ def generate(
     """
     lengths = [len(request.inputs.input_ids) for request in requests]
     limits = [min(max_new_tokens, model.config.text_config.max_position_embeddings - length) for length in lengths]
+    assert min(limits) > 0, "a prompt has to leave room for an answer"
     checkers = [StopChecker(processor.tokenizer, limit) for limit in limits]
     generators = [params.make_generator(request.sample_id) for request in requests]
     device = model.lm_head.weight.device

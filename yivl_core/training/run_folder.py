@@ -117,7 +117,8 @@ class Metrics:
         self._lines = [line for line in self._read() if line["step"] <= last_step]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         publish_bytes(str(self._path), text.encode())
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+        with storage_errors(str(folder)):
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Add the figures of a step."""

@@ -57,14 +57,18 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     targets = _find_targets(base, config.target_modules)
     data = _Data(config, base, on_progress)
     folder = RunFolder(local_path(config.output, "a training run"), _manifest(config, data, device, dtype), resume=config.resume)
-    if folder.result and _is_there(folder.adapter, folder.result["adapter_digest"]):
-        data.write(folder.path)
+    if folder.result and _is_there(folder, folder.result["adapter_digest"]):
         return _summary(folder, folder.result)
     with torch.random.fork_rng():
         trainer = _Trainer(config, base, targets, data, folder, device, dtype, on_progress)
         folder.begin()
         data.write(folder.path)
-        trainer.run()
+        try:
+            trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise ConfigurationError(
+                f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
+            ) from error
     return trainer.publish()
 
 
@@ -294,10 +298,11 @@ def _summary(folder: RunFolder, result: dict[str, Any]) -> TrainingSummary:
     return TrainingSummary(**result | {key: str(path) for key, path in places.items()})
 
 
-def _is_there(adapter: Path, digest: str) -> bool:
-    """Whether the adapter folder still holds what the run has made."""
+def _is_there(folder: RunFolder, digest: str) -> bool:
+    """Whether the run folder still holds the adapter that the run has made, and the same held-out rows beside it and in it."""
     try:
-        is_same = adapter_digest(adapter) == digest
-    except CheckpointError:
+        is_same = adapter_digest(folder.adapter) == digest
+        held_out = [(path / HELD_OUT_FILE).read_bytes() for path in (folder.path, folder.adapter)]
+    except (CheckpointError, OSError):
         return False
-    return is_same and all((adapter / name).is_file() for name in (ABOUT_FILE, HELD_OUT_FILE))
+    return is_same and held_out[0] == held_out[1] and (folder.adapter / ABOUT_FILE).is_file()

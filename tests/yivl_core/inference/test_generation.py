@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def requests(cases: dict[str, Any], reference: Path, processor: Processor) -> di
 
 def expected_completion(case: dict[str, Any]) -> Completion:
     greedy = case["greedy"]
-    reason = "length" if greedy["finish"] == "length" else "stop"
+    reason: Literal["stop", "length"] = "length" if greedy["finish"] == "length" else "stop"
     return Completion(text=greedy["text"], finish_reason=reason, num_tokens=len(greedy["new_ids"]))
 
 
@@ -116,6 +116,15 @@ def test_an_answer_ends_where_the_positions_of_the_model_do(
     completions = generate(model, processor, batch, GREEDY, 10)
     assert [completion.num_tokens for completion in completions] == [10, 1]
     assert [completion.finish_reason for completion in completions] == ["length", "length"]
+
+
+def test_a_prompt_without_room_for_an_answer_is_our_own_mistake(
+    requests: dict[str, Request], model: YiVLForConditionalGeneration, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = requests["text_only_en"]
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", len(request.inputs.input_ids))
+    with pytest.raises(AssertionError, match="a prompt has to leave room for an answer"):
+        generate(model, processor, [request], GREEDY, 10)
 
 
 def test_repetition_is_penalised_over_prompt_and_answer_as_transformers_does(

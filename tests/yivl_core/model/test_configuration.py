@@ -22,8 +22,8 @@ PUBLISHED_34B = PUBLISHED_6B | {
 }  # fmt: skip
 VISION = {
     "model_type": "clip_vision_model", "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16,
-    "intermediate_size": 5120, "hidden_act": "gelu", "image_size": 448, "patch_size": 14, "num_channels": 3, "layer_norm_eps": 1e-05,
-    "projection_dim": 1024,
+    "intermediate_size": 5120, "hidden_act": "gelu", "image_size": 448, "patch_size": 14, "num_channels": 3,
+    "layer_norm_eps": 1e-05, "projection_dim": 1024,
 }  # fmt: skip
 
 

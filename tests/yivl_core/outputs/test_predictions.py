@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -286,6 +285,6 @@ def test_failing_disk_is_not_taken_for_a_damaged_part(
 
     write_part(str(tmp_path), "part-00000.parquet", [make_prediction()])
     data = (tmp_path / "predictions/part-00000.parquet").read_bytes()
-    monkeypatch.setattr(fsspec, "open", lambda *_: FailingFile(data))
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.open", lambda *_, **__: FailingFile(data))
     with pytest.raises(StorageError, match=r"part-00000\.parquet: Input/output error"):
         list(read_predictions(str(tmp_path)))

@@ -1,0 +1,83 @@
+"""One Prefect server for all tests of flows, and a dataset so small that a whole run takes seconds."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+NUM_RECORDS = 12
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Prefect keeps its files, in this process and in those that tests start."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_home: Path) -> Iterator[str]:
+    """The address of a server that lives as long as the tests."""
+    from prefect import settings
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    updates = {
+        settings.PREFECT_HOME: prefect_home,
+        settings.PREFECT_LOCAL_STORAGE_PATH: prefect_home / "storage",
+        settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        settings.PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore",
+    }
+    with temporary_settings(updates), prefect_test_harness(server_startup_timeout=120):
+        yield str(PREFECT_API_URL.value())
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.jsonl and val.jsonl, and images of printed numbers."""
+    folder = tmp_path_factory.mktemp("numbers")
+    write_numbers(folder / "train.jsonl", range(100, 100 + NUM_RECORDS))
+    write_numbers(folder / "val.jsonl", range(500, 503))
+    return folder
+
+
+def write_numbers(path: Path, numbers: range) -> None:
+    """A jsonl file with one record for each number, its images beside it."""
+    lines = []
+    for number in numbers:
+        image = Image.new("RGB", (40, 20), "white")
+        ImageDraw.Draw(image).text((5, 4), str(number), fill="black")
+        image.save(path.with_name(f"{number}.png"))
+        lines.append(json.dumps({"query": "Read the number.", "response": str(number), "images": [f"{number}.png"]}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def read_artifacts(prefect_api: str) -> Callable[[Any], list[Any]]:
+    """The artifacts of a flow run, by its id."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    def read(flow_run_id: Any) -> list[Any]:
+        with get_client(sync_client=True) as client:
+            of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+            return client.read_artifacts(artifact_filter=of_run, limit=200)
+
+    return read
+
+
+@pytest.fixture
+def cli_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
+    """The environment of a command that uses the tests' server."""
+    return {**os.environ, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(prefect_home)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_version_of_the_code() -> Iterator[None]:
+    """Content keys hold the digest of the source; it must not change under a test while somebody edits."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("tasks.caching.code_digest", lambda: "the source")
+        yield

@@ -1,0 +1,321 @@
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from flows.commands import COMMANDS
+from tasks.caching import RETRY_DELAYS_S
+from yivl_core.errors import CheckpointError, ChildFailedError, DatasetError, Interrupted
+
+YIVL = [sys.executable, "-m", "flows.cli"]
+FLOWS = pytest.mark.flows
+
+
+def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*YIVL, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run_flow", fail)
+
+
+def test_help_and_usage_errors_load_neither_prefect_nor_torch():
+    code = """
+import sys
+from flows.cli import main
+for arguments in (["--help"], ["sft", "--help"], ["infer", "--model", "m"], ["retrain", "--nonsense"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+sys.exit(str([name for name in ("prefect", "torch", "transformers", "pyarrow") if name in sys.modules]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_comes_quickly():
+    started = time.monotonic()
+    assert run("--help").returncode == 0
+    assert time.monotonic() - started < 5  # under a second on a machine that does nothing else
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_an_example_that_it_accepts(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  {COMMANDS[name].example}" in text
+    assert text.startswith(f"usage: yivl {name}")
+    import shlex
+
+    given = cli._parser().parse_args(shlex.split(COMMANDS[name].example)[1:])
+    cli.read_options(given, COMMANDS[name].config, COMMANDS[name].spelling)
+
+
+@pytest.mark.parametrize("name", ["promote", "chat", "models"])
+def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name])
+    assert stop.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sft --model m --dataset d --output o --lora-rank 0", "yivl sft: --lora-rank '0' has to be at least 1"),
+        ("infer --model m --output o", "give exactly one of"),
+        ("retrain --model m --dataset d --output o --training.val-fraction 0", "--training.val-fraction above 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_message_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(arguments.split()) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+def test_export_has_to_be_told_to_merge(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", "--adapter", "a", "--output", "o"])
+    assert stop.value.code == 2
+    assert "--merge-lora" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DatasetError("x"), 1),
+        (CheckpointError("x"), 2),
+        (ChildFailedError("x"), 70),
+        (Interrupted("x"), 130),
+        (KeyboardInterrupt(), 130),
+        (PermissionError(13, "Permission denied", "/there"), 70),
+        (OSError(28, "No space left on device", "/there"), 70),
+    ],
+)
+def test_an_error_is_one_message_and_its_exit_code(error, code, monkeypatch, capsys):
+    refuse(monkeypatch, error)
+    assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == code
+    output = capsys.readouterr()
+    assert output.err.startswith("yivl evaluate: ")
+    assert len(output.err.splitlines()) == 1
+    assert output.out == ""
+
+
+def test_a_full_disk_is_told_with_place_and_remedy(monkeypatch, capsys):
+    refuse(monkeypatch, OSError(28, "No space left on device", "/there/report.md"))
+    cli.main(["evaluate", "--predictions", "p", "--output", "o"])
+    assert "/there/report.md: the disk is full; free some space" in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback(monkeypatch, capsys):
+    refuse(monkeypatch, AssertionError("never"))
+    assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "how"),
+    [("sft --model m --dataset d --output o", "with --resume"), ("evaluate --predictions p --output o", "again")],
+)
+def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(arguments, how, monkeypatch, capsys):
+    refuse(monkeypatch, KeyboardInterrupt())
+    assert cli.main(arguments.split()) == 130
+    assert f"what had been published in o is kept, run the same command {how} to go on" in capsys.readouterr().err
+
+
+@FLOWS
+def test_json_is_all_that_is_on_stdout(small_dataset, cli_environment, tmp_path):
+    done = run(
+        "validate", str(small_dataset / "val.jsonl"), "--output", str(tmp_path / "v"), "--json", environment=cli_environment
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["num_records"] == 3
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def in_process(prefect_api, monkeypatch) -> Iterator[None]:
+    """Commands may run in this process: what they change in it is put back."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@FLOWS
+def test_findings_are_exit_code_1_with_the_clean_records_kept(small_dataset, in_process, tmp_path, capsys):
+    path = small_dataset / "with_findings.jsonl"
+    path.write_text(
+        (small_dataset / "val.jsonl").read_text() + '{"query": "Read it.", "response": "1", "images": ["lost.png"]}\n'
+    )
+    assert cli.main(["validate", str(path), "--output", str(tmp_path / "v")]) == 1
+    output = capsys.readouterr().out
+    assert "3 of 4 records are clean" in output
+    assert "image_missing" in output
+
+
+@FLOWS
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("validate {lost}.jsonl --output {new}", 2, "lost.jsonl: there is no such file"),
+        ("validate {data}/val.jsonl --output {data}/val.jsonl", 2, "this is a file"),
+        ("validate {data}/val.jsonl --output /proc/new", 70, "/proc"),
+        ("sft --model {lost} --dataset {data}/val.jsonl --output {new}", 2, "there is no such folder"),
+        ("export --adapter {lost} --merge-lora --output {new}", 2, "adapter_config.json: file is missing"),
+        ("infer --model {lost} --dataset {data}/val.jsonl --output {new}", 2, "there is no such folder"),
+        ("evaluate --predictions {lost} --output {new}", 2, "give the folder that `yivl infer --output`"),
+        ("retrain --model {lost} --dataset {data}/val.jsonl --output {new}", 2, "there is no such folder"),
+    ],
+)
+def test_a_wrong_path_is_told_and_nothing_is_retried(arguments, code, message, small_dataset, in_process, tmp_path, capsys):
+    places = {"lost": tmp_path / "lost", "data": small_dataset, "new": tmp_path / "new"}
+    started = time.monotonic()
+    assert cli.main(arguments.format(**places).split()) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "Traceback" not in output.err
+    assert output.out == ""
+    assert time.monotonic() - started < RETRY_DELAYS_S[0]
+
+
+def children_of(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+@pytest.fixture
+def training(small_dataset, tiny_checkpoint, cli_environment, tmp_path) -> Iterator[subprocess.Popen[str]]:
+    """A training that takes long, and is under way."""
+    command = [
+        *YIVL,
+        "sft",
+        "--model",
+        str(tiny_checkpoint),
+        "--dataset",
+        str(small_dataset / "train.jsonl"),
+        "--output",
+        str(tmp_path / "run"),
+        "--num-epochs",
+        "100000",
+        "--save-steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cli_environment) as process:
+        started = time.monotonic()
+        while not list(tmp_path.glob("run/checkpoints/step-*")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() - started < 120
+            time.sleep(0.1)
+        yield process
+        process.kill()
+
+
+@FLOWS
+@pytest.mark.slow
+def test_a_stopped_command_stops_its_child_and_tells_how_to_go_on(training, tmp_path):
+    (child,) = children_of(training.pid)
+    training.send_signal(signal.SIGINT)
+    output, errors = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert f"what had been published in {tmp_path / 'run'} is kept, run the same command with --resume to go on" in errors
+    assert "Traceback" not in errors
+    assert output == ""
+    assert not Path(f"/proc/{child}").exists()
+
+
+@FLOWS
+@pytest.mark.slow
+def test_a_killed_command_leaves_no_child_behind(training):
+    (child,) = children_of(training.pid)
+    training.kill()
+    training.wait()
+    for _ in range(300):
+        if not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {child} still runs 30 s after its parent was killed")
+
+
+@FLOWS
+def test_workers_need_a_server(small_dataset, tiny_checkpoint, tmp_path, prefect_home):
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    environment.pop("PREFECT_API_URL", None)
+    done = run(
+        "infer",
+        "--model",
+        str(tiny_checkpoint),
+        "--dataset",
+        str(small_dataset / "val.jsonl"),
+        "--output",
+        str(tmp_path / "p"),
+        "--where",
+        "workers",
+        environment=environment,
+    )
+    assert done.returncode == 2
+    assert "this needs a Prefect server with workers; set PREFECT_API_URL" in done.stderr
+
+
+@FLOWS
+@pytest.mark.slow
+def test_the_temporary_server_is_neither_heard_nor_left_running(small_dataset, tmp_path):
+    """The whole output is compared: no traceback of the server's end, no line of Prefect's log."""
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "home")}
+    environment.pop("PREFECT_API_URL", None)
+    done = run("validate", str(small_dataset / "val.jsonl"), "--output", str(tmp_path / "v"), environment=environment)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "starting a temporary Prefect server (PREFECT_API_URL would name one that runs already)",
+        "validate: 3 records, rejected 0",
+    ]
+    for _ in range(200):
+        if not servers_of(tmp_path / "home"):
+            return
+        time.sleep(0.1)
+    pytest.fail("the temporary server still runs 20 s after the command")
+
+
+def servers_of(home: Path) -> list[str]:
+    """The processes that keep their files in a Prefect home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PREFECT_HOME={home}".encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@FLOWS
+def test_a_server_that_does_not_answer_is_named(tmp_path):
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = run("evaluate", "--predictions", "p", "--output", "o", environment=environment)
+    assert done.returncode == 2
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in done.stderr
+
+
+def test_a_prefect_home_that_cannot_be_written_is_named():
+    done = run("evaluate", "--predictions", "p", "--output", "o", environment={**os.environ, "PREFECT_HOME": "/proc/home"})
+    assert done.returncode == 70
+    assert "Prefect keeps its runs in /proc/home, which cannot be written" in done.stderr

@@ -1,0 +1,86 @@
+"""The same properties on a GPU: kernels, dtypes and the whole chain. Skipped where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.validation import validate_dataset
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.export.merge import merge_adapter
+from yivl_core.inference.batch import infer_shards
+from yivl_core.inference.configuration import InferenceConfig
+from yivl_core.model.attention import packed_attention
+from yivl_core.model.weights import load_model
+from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.sft import train_adapter
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_key_value_heads", [8, 2])
+def test_the_attention_kernel_agrees_with_the_cpu(dtype: torch.dtype, num_key_value_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = [0, 100, 101, 400, 1024]
+    query = torch.randn(1024, 8, 64, generator=generator)
+    key, value = torch.randn(2, 1024, num_key_value_heads, 64, generator=generator)
+    weights = torch.randn(1024, 8, 64, generator=generator)
+    results = []
+    for device, used in (("cpu", torch.float32), ("cuda", dtype)):
+        inputs = [tensor.to(dtype).to(device, used).requires_grad_() for tensor in (query, key, value)]
+        output = packed_attention(*inputs, torch.tensor(ends, dtype=torch.int32, device=device), 624, 0.125)
+        (output.float() * weights.to(device)).sum().backward()
+        results.append([tensor.float().cpu() for tensor in (output.detach(), *(tensor.grad for tensor in inputs))])
+    for expected, actual in zip(*results, strict=True):
+        assert (actual - expected).norm() / expected.norm() < 1e-2
+
+
+def test_float32_gives_the_logits_and_ids_of_the_original(reference: Path) -> None:
+    cases = json.loads((reference / "cases.json").read_text(encoding="utf-8"))["cases"]
+    golden = load_file(reference / "golden.safetensors", device="cuda")
+    model = load_model(reference / "checkpoint", device="cuda")
+    for name, case in cases.items():
+        input_ids = torch.tensor([[token for token in case["input_ids"] for _ in range(36 if token == -200 else 1)]]).cuda()
+        pixels = torch.stack([golden[f"pixel_values.{image}"] for image in case["images"]]) if case["images"] else None
+        with torch.no_grad():
+            logits = model(input_ids, pixel_values=pixels).logits
+        torch.testing.assert_close(logits[0, -1], golden[f"{name}.logits_last"], atol=2e-4, rtol=0)
+        ids = model.generate(
+            input_ids, pixel_values=pixels, attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=32, do_sample=False, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+        assert ids[0, input_ids.shape[1] :].tolist() == case["greedy"]["new_ids_without_stop_string"], name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_chain_runs_in_every_dtype(dtype: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lines = []
+    for number in range(24):
+        Image.new("RGB", (40 + number, 30), (10 * number, 255 - 10 * number, 128)).save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"query": "Which number?", "response": str(number), "images": [f"{number}.png"]}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    data = validate_dataset(ValidationConfig(dataset=(str(tmp_path / "data.jsonl"),), output=str(tmp_path / "data")))
+    trained = train_adapter(
+        TrainingConfig(
+            model=str(tiny_checkpoint), dataset=data.output, output=str(tmp_path / "run"), target_modules="all",
+            num_epochs=8, learning_rate=5e-3, batch_size=8, row_tokens=1000, dtype=dtype, device="cuda",
+        )
+    )  # fmt: skip
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
+    assert losses[-1] < losses[0] - 0.3
+    merged = merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged"), device="cuda"))
+    answered = infer_shards(
+        InferenceConfig(
+            model=merged.output, dataset=data.output, output=str(tmp_path / "predictions"), max_new_tokens=8, dtype=dtype,
+            device="cuda",
+        )
+    )  # fmt: skip
+    assert answered.num_records == 24
+    assert answered.num_failed == 0

@@ -1,0 +1,282 @@
+"""Publishing: complete or not at all, whatever happens in between."""
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from yivl_core.errors import ConfigurationError, StorageError
+from yivl_core.model.tensors import save_tensors
+from yivl_core.storage import (
+    exists,
+    is_local,
+    is_temporary,
+    join,
+    list_files,
+    local_path,
+    open_binary,
+    publish_bytes,
+    publish_file,
+    publish_folder,
+    read_bytes,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Trouble(Exception):
+    """Something that storage knows nothing of."""
+
+
+# Files
+
+
+def test_a_published_file_is_there_and_nothing_else(tmp_path: Path) -> None:
+    with publish_file(tmp_path / "deep" / "er" / "a.txt") as temporary:
+        temporary.write_text("new")
+        assert names(tmp_path / "deep" / "er") == [temporary.name]
+        assert is_temporary(temporary.name)
+    assert names(tmp_path / "deep" / "er") == ["a.txt"]
+    assert (tmp_path / "deep" / "er" / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [Trouble, KeyboardInterrupt, SystemExit])
+def test_a_file_that_fails_leaves_what_was_there(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with publish_file(path) as temporary:
+            temporary.write_text("half of the ne")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_file_that_is_never_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no such file or folder"), publish_file(tmp_path / "a.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    publish_bytes(str(path), b"old")
+    with path.open("rb") as reader:
+        publish_bytes(str(path), b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+# Folders
+
+
+def test_a_published_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for content in ("one", "two"):
+        with publish_folder(path) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / f"{content}.txt").write_text(content)
+            assert temporary.parent == path.parent, "a rename needs the same disk"
+    assert names(tmp_path) == ["a"]
+    assert [str(file.relative_to(path)) for file in path.rglob("*.txt")] == ["sub/two.txt"]
+
+
+@pytest.mark.parametrize("error", [Trouble, KeyboardInterrupt])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_fails_leaves_what_was_there(is_there: bool, error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if is_there:
+        path.mkdir()
+        (path / "old.txt").write_text("old")
+
+    def fail() -> None:
+        with publish_folder(path) as temporary:
+            (temporary / "new.txt").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names(tmp_path) == (["a"] if is_there else [])
+    assert not is_there or names(path) == ["old.txt"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "large disk" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "large disk" / "folder")
+    with publish_folder(tmp_path / "link") as temporary:
+        assert temporary.parent == tmp_path / "large disk"
+        (temporary / "new.txt").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "link") == ["new.txt"]
+    assert names(tmp_path) == ["large disk", "link"]
+
+
+def test_the_current_folder_can_be_published_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with publish_folder(Path()) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert names(tmp_path / "here") == ["new.txt"]
+
+
+# What goes wrong
+
+
+def write_file(folder: Path) -> None:
+    with publish_file(folder / "a.bin") as temporary:
+        temporary.write_bytes(bytes(3_000_000))
+
+
+def write_bytes(folder: Path) -> None:
+    publish_bytes(str(folder / "a.bin"), bytes(3_000_000))
+
+
+def write_folder(folder: Path) -> None:
+    with publish_folder(folder / "a") as temporary:
+        (temporary / "a.bin").write_bytes(bytes(3_000_000))
+
+
+def write_tensors(folder: Path) -> None:
+    import torch
+
+    with publish_folder(folder / "a") as temporary:
+        save_tensors(temporary / "a.safetensors", {"a": torch.zeros(1_000_000)})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of one megabyte."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root; run the tests as root to have this one too")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("write", [write_file, write_bytes, write_folder, write_tensors])
+def test_a_full_disk_is_named_with_a_remedy_and_loses_nothing(write: Callable[[Path], None], small_disk: Path) -> None:
+    (small_disk / "old").write_text("old")
+    with pytest.raises(
+        StorageError, match=rf"{small_disk}/\S+: the disk is full; free some space and run the same command again"
+    ):
+        write(small_disk)
+    assert names(small_disk) == ["old"]
+    assert (small_disk / "old").read_text() == "old"
+
+
+@pytest.mark.parametrize("write", [write_file, write_bytes, write_folder])
+def test_a_file_in_the_place_of_a_folder_is_named(write: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("...")
+    with pytest.raises(
+        StorageError, match=r"file\S*: a (part of this path is a file, not a folder; check|file of this name is there)"
+    ):
+        write(tmp_path / "file")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_copy_onto_a_full_disk_names_the_target(small_disk: Path, tmp_path: Path) -> None:
+    (tmp_path / "source.bin").write_bytes(bytes(3_000_000))
+    with (
+        pytest.raises(StorageError, match=rf"{small_disk}/\S*copy.bin: the disk is full"),
+        publish_folder(small_disk / "a") as temporary,
+    ):
+        shutil.copyfile(tmp_path / "source.bin", temporary / "copy.bin")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full; free some space and run the same command again"),
+        (errno.EDQUOT, "the disk quota is used up; free some space and run the same command again"),
+        (errno.EACCES, "permission denied; check who owns the folder"),
+        (errno.EROFS, "the disk is read-only; choose another folder"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("publish", [publish_file, publish_folder])
+def test_an_error_of_the_system_says_where_and_what_to_do(
+    number: int, message: str, publish: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError) as error, publish(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    assert str(error.value) == f"{tmp_path / 'a'}: {message}"
+    assert isinstance(error.value.__cause__, OSError)
+    assert names(tmp_path) == []
+
+
+# Reading, and addresses of all kinds
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
+
+
+def test_what_was_published_can_be_read_and_listed(root: str) -> None:
+    url = join(root, "sub", "a.bin")
+    assert not exists(url)
+    assert list_files(join(root, "sub")) == []
+    publish_bytes(url, b"one")
+    publish_bytes(url, b"two")
+    publish_bytes(join(root, "sub", "B.bin"), b"")
+    publish_bytes(join(root, "sub", "deeper", "c.bin"), b"")
+    publish_bytes(join(root, "sub", ".d.bin.tmp-0123456789ab"), b"half")
+    assert exists(url)
+    assert read_bytes(url) == b"two"
+    with open_binary(url) as file:
+        assert file.seek(1) == 1
+        assert file.read() == b"wo"
+    assert list_files(join(root, "sub")) == ["B.bin", "a.bin"]
+
+
+def test_a_file_that_is_not_there_is_named(root: str) -> None:
+    with pytest.raises(StorageError, match=r"gone.bin: (there is no such file or folder; check the path|)"):
+        read_bytes(join(root, "gone.bin"))
+
+
+@pytest.mark.parametrize("url", ["nope://bucket/key", "s3://bucket/key"])
+def test_an_address_that_nothing_here_can_open_is_refused(url: str) -> None:
+    """The package for s3 is not among the requirements."""
+    for use in (exists, list_files, read_bytes, lambda url: publish_bytes(url, b"")):
+        with pytest.raises(
+            ConfigurationError, match=rf"{url}: addresses of this kind cannot be used \(.+\); give a path of this"
+        ):
+            use(url)
+
+
+def test_only_a_local_address_is_a_path() -> None:
+    assert is_local("/a/b")
+    assert is_local("a/b")
+    assert not is_local("memory://a")
+    assert local_path("a/b", "the adapter") == Path("a/b")
+    with pytest.raises(ConfigurationError, match=r"memory://a: the adapter has to be a folder on this machine"):
+        local_path("memory://a", "the adapter")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (("a", "b", "c"), "a/b/c"),
+        (("a/", "b"), "a/b"),
+        (("/", "b"), "/b"),
+        (("s3://bucket", "b"), "s3://bucket/b"),
+        (("memory://", "b"), "memory://b"),
+    ],
+)
+def test_addresses_are_joined_by_one_slash(parts: tuple[str, ...], expected: str) -> None:
+    assert join(*parts) == expected

@@ -1,0 +1,101 @@
+"""Checkpoints: all there or not there, and read back bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+
+from yivl_core.errors import StorageError
+from yivl_core.model.adapters import add_adapter, find_targets
+from yivl_core.model.weights import load_model
+from yivl_core.training.checkpoint import TrainingState, load_training, save_training, saved_steps, step_folder
+
+Trained = tuple[PeftModel, torch.optim.AdamW]
+
+
+def start(tiny_checkpoint: Path, seed: int = 0) -> Trained:
+    model = load_model(tiny_checkpoint)
+    torch.manual_seed(seed)
+    adapted = add_adapter(model, targets=find_targets(model, "default"), rank=2, alpha=4, dropout=0.0)
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    return adapted, torch.optim.AdamW(parameters, lr=0.01)
+
+
+def make_steps(trained: Trained, seeds: range) -> None:
+    adapted, optimizer = trained
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.fixture
+def trained(tiny_checkpoint: Path) -> Trained:
+    trained = start(tiny_checkpoint)
+    make_steps(trained, range(3))
+    return trained
+
+
+def test_going_on_from_a_checkpoint_equals_never_stopping(trained: Trained, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    state = TrainingState(step=3, best_step=2, best_loss=1.5)
+    save_training(tmp_path, *trained, state)
+    other = start(tiny_checkpoint, seed=1)
+    assert load_training(tmp_path, *other) == state
+    for one in (trained, other):
+        make_steps(one, range(3, 6))
+    expected, actual = (get_peft_model_state_dict(one[0]) for one in (trained, other))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+
+
+def test_without_a_checkpoint_a_run_starts_at_nought(trained: Trained, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in get_peft_model_state_dict(trained[0]).items()}
+    assert load_training(tmp_path / "checkpoints", *trained) == TrainingState()
+    assert all(torch.equal(value, before[name]) for name, value in get_peft_model_state_dict(trained[0]).items())
+
+
+def test_the_newest_is_taken_and_the_best_is_kept_beside_it(trained: Trained, tmp_path: Path) -> None:
+    for step, best_step in ((999_999, 999_999), (1_000_000, 999_999), (1_000_001, 999_999)):
+        save_training(tmp_path, *trained, TrainingState(step=step, best_step=best_step, best_loss=1.0))
+    assert saved_steps(tmp_path) == [999_999, 1_000_001]
+    assert load_training(tmp_path, *trained).step == 1_000_001
+
+
+def test_half_written_checkpoints_are_ignored(trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=1))
+    half_written = tmp_path / ".step-000002.tmp-0123456789ab"
+    half_written.mkdir()
+    (half_written / "state.json").write_text('{"step": 2')
+    assert saved_steps(tmp_path) == [1]
+    assert load_training(tmp_path, *trained).step == 1
+    save_training(tmp_path, *trained, TrainingState(step=2))
+    assert saved_steps(tmp_path) == [2]
+
+
+def test_a_checkpoint_that_fails_leaves_the_earlier_one(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=1))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("yivl_core.training.checkpoint.save_tensors", fail)
+    with pytest.raises(StorageError, match=r"step-000002: the disk is full; free some space and run the same command again"):
+        save_training(tmp_path, *trained, TrainingState(step=2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_the_best_is_the_lowest_and_of_equals_the_first() -> None:
+    state = TrainingState(step=1).evaluated(2.0)
+    assert (state.best_step, state.best_loss) == (1, 2.0)
+    assert state.at(2).evaluated(2.0) == state.at(2)
+    assert state.at(3).evaluated(3.0).best_step == 1
+    assert state.at(4).evaluated(1.0) == TrainingState(step=4, best_step=4, best_loss=1.0)
+
+
+def test_folders_sort_by_their_steps(tmp_path: Path) -> None:
+    assert [step_folder(tmp_path, step).name for step in (7, 1_234_567)] == ["step-000007", "step-1234567"]

@@ -1,0 +1,263 @@
+"""A run that was stopped, however it was, ends as one that was never stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+from yivl_core.errors import OutputError, StorageError
+from yivl_core.model.random_checkpoint import write_random_checkpoint
+from yivl_core.model.tensors import save_tensors
+from yivl_core.progress import Progress
+from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.sft import train_adapter
+
+MakeDataset = Callable[..., Path]
+# Eleven samples in steps of three: a run of eight steps, and none of its checkpoints is at the end of an epoch.
+SETTINGS: dict[str, Any] = {
+    "target_modules": "all", "lora_dropout": 0.3, "learning_rate": 0.01, "batch_size": 3, "num_epochs": 2, "eval_steps": 3,
+    "save_steps": 2, "row_tokens": 600,
+}  # fmt: skip
+
+
+def make_config(checkpoint: Path, dataset: Path, output: Path, **changes: Any) -> TrainingConfig:
+    return TrainingConfig(**{"model": str(checkpoint), "dataset": str(dataset), "output": str(output)} | SETTINGS | changes)
+
+
+def resume(config: TrainingConfig, **kwargs: Any) -> TrainingSummary:
+    return train_adapter(config.model_copy(update={"resume": True}), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSummary:
+    """Not to be written to."""
+    return train_adapter(make_config(tiny_checkpoint, dataset, tmp_path_factory.mktemp("uninterrupted") / "run"))
+
+
+@pytest.fixture
+def config(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> TrainingConfig:
+    return make_config(tiny_checkpoint, dataset, tmp_path / "run")
+
+
+@pytest.fixture
+def finished(uninterrupted: TrainingSummary, config: TrainingConfig) -> TrainingConfig:
+    """A copy of the finished run, for tests that damage it."""
+    shutil.copytree(uninterrupted.output, config.output)
+    return config
+
+
+def metrics(folder: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
+
+
+def events(folder: str) -> dict[str, list[tuple[int, float]]]:
+    found = EventAccumulator(str(Path(folder) / "tensorboard"))
+    found.Reload()
+    names = [tag for tag in found.Tags()["scalars"] if not tag.endswith("_per_s")]
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in names}
+
+
+def assert_equal_runs(one: TrainingSummary, other: TrainingSummary) -> None:
+    """Bit for bit, but for the places and times."""
+    assert replace(one, output="", adapter="", val_dataset="") == replace(other, output="", adapter="", val_dataset="")
+    assert metrics(one.output) == metrics(other.output)
+    assert events(one.output) == events(other.output)
+    assert contents(Path(one.output)) == contents(Path(other.output))
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """The files of a run but those with times in them; of the manifest what does not depend on when it was written."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not name.startswith(("tensorboard/", "metrics.jsonl", "plots/")):
+            found[name] = path.read_bytes()
+    manifest = json.loads(found["manifest.json"])
+    found["manifest.json"] = {key: value for key, value in manifest.items() if key not in ("times", "digest", "code")}
+    return found
+
+
+def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(
+    uninterrupted: TrainingSummary, config: TrainingConfig
+) -> None:
+    stops: list[int] = []
+
+    def stop_one_later(progress: Progress) -> None:
+        if "loss" in progress.figures and progress.done > len(stops):
+            stops.append(progress.done)
+            raise KeyboardInterrupt
+
+    while len(stops) < uninterrupted.num_steps:
+        with pytest.raises(KeyboardInterrupt):
+            resume(config, on_progress=stop_one_later)
+        assert not (Path(config.output) / "adapter").exists()
+    assert stops == list(range(1, uninterrupted.num_steps + 1))
+    assert_equal_runs(resume(config), uninterrupted)
+
+
+def start(config: TrainingConfig, hash_seed: str, *command: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed}
+    process = subprocess.Popen(
+        [sys.executable, *command], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(config.model_dump_json())
+    process.stdin.close()
+    return process
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+import yivl_core.training.checkpoint as checkpoint
+from yivl_core.training.sft import TrainingConfig, train_adapter
+
+save_tensors, num_saved = checkpoint.save_tensors, 0
+
+def die_in_the_middle(path, tensors):
+    global num_saved
+    num_saved += 1
+    if num_saved == 3:
+        path.write_bytes(b"half of a file")
+        os.kill(os.getpid(), signal.SIGKILL)
+    save_tensors(path, tensors)
+
+checkpoint.save_tensors = die_in_the_middle
+train_adapter(TrainingConfig.model_validate_json(sys.stdin.read()))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingConfig]:
+    """Two runs killed at the same time: in mid-epoch, and while the third checkpoint was written."""
+    folder = tmp_path_factory.mktemp("killed")
+    configs = {name: make_config(tiny_checkpoint, dataset, folder / name) for name in ("training", "writing")}
+    with (
+        start(configs["training"], "1", "-m", "yivl_core", "train") as training,
+        start(configs["writing"], "2", "-c", KILLED_WHILE_WRITING) as writing,
+    ):
+        assert training.stdout is not None
+        for line in training.stdout:
+            event = json.loads(line)
+            if event["done"] == 5 and "loss" in event["figures"]:
+                training.kill()
+        assert training.wait(timeout=60) == writing.wait(timeout=60) == -signal.SIGKILL
+    time.sleep(1)  # events files are told apart by the second in which they were begun
+    return configs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["training", "writing"])
+def test_a_run_that_is_killed_ends_as_one_that_is_not(
+    when: str, killed: dict[str, TrainingConfig], uninterrupted: TrainingSummary
+) -> None:
+    checkpoints = Path(killed[when].output) / "checkpoints"
+    names = sorted(path.name.split(".tmp-")[0] for path in checkpoints.iterdir())
+    assert names == {"training": ["step-000003", "step-000004"], "writing": [".step-000004", "step-000003"]}[when]
+    configs = {path.read_bytes() for path in checkpoints.glob("step-*/adapter_config.json")}
+    assert configs == {(Path(uninterrupted.adapter) / "adapter_config.json").read_bytes()}, "whatever the order of sets"
+    summary = resume(killed[when])
+    for path in checkpoints.glob(".*"):
+        shutil.rmtree(path)
+    assert_equal_runs(summary, uninterrupted)
+
+
+def test_a_finished_run_is_not_made_again(
+    uninterrupted: TrainingSummary, finished: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("yivl_core.training.sft.load_model")
+    before = {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*")}
+    assert_equal_runs(resume(finished), uninterrupted)
+    assert {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*")} == before
+
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "the adapter": lambda run: shutil.rmtree(run / "adapter"),
+    "its weights": lambda run: (run / "adapter" / "adapter_model.safetensors").unlink(),
+    "half of its weights": lambda run: os.truncate(run / "adapter" / "adapter_model.safetensors", 1000),
+    "its configuration": lambda run: (run / "adapter" / "adapter_config.json").write_text("{"),
+    "its held-out records": lambda run: (run / "adapter" / "val.jsonl").unlink(),
+    "what it was made of": lambda run: (run / "adapter" / "yivl.json").unlink(),
+    "adapter and checkpoints": lambda run: list(map(shutil.rmtree, (run / "adapter", run / "checkpoints"))),
+}
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_what_a_finished_run_has_lost_is_made_again(what: str, uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
+    LOSSES[what](Path(finished.output))
+    assert_equal_runs(resume(finished), uninterrupted)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(
+    uninterrupted: TrainingSummary, config: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_until_full(path: Path, tensors: Any) -> None:
+        if "step-000004" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        save_tensors(path, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("yivl_core.training.checkpoint.save_tensors", save_until_full)
+        with pytest.raises(StorageError, match="the disk is full; free some space and run the same command again"):
+            train_adapter(config)
+    assert_equal_runs(resume(config), uninterrupted)
+
+
+CHANGES: dict[str, Any] = {
+    "target_modules": "default", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.5, "learning_rate": 0.02,
+    "lr_schedule": "constant", "warmup_ratio": 0.5, "weight_decay": 0.9, "adam_beta1": 0.5, "adam_beta2": 0.9,
+    "max_grad_norm": 0.01, "batch_size": 2, "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1,
+    "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_resuming_with_another_setting_is_refused_by_name(
+    name: str, uninterrupted: TrainingSummary, config: TrainingConfig
+) -> None:
+    changed = config.model_copy(update={"output": uninterrupted.output, name: CHANGES[name]})
+    with pytest.raises(OutputError) as error:
+        resume(changed)
+    first, *lines = str(error.value).splitlines()
+    assert first.endswith("was started with other settings; use the same ones, or choose another folder")
+    assert f"  settings.{name}: {getattr(config, name)!r} there, {CHANGES[name]!r} now" in lines
+    assert all(line.startswith((f"  settings.{name}: ", "  data.num_")) for line in lines)
+
+
+def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
+    assert set(CHANGES) | {"dtype", "device", "log_steps"} == set(TrainingSettings.model_fields)
+    assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu"})), uninterrupted)
+    with pytest.raises(OutputError, match=r"\n  numerics.dtype: 'float32' there, 'bfloat16' now$"):
+        resume(finished.model_copy(update={"dtype": "bfloat16"}))
+
+
+def test_resuming_with_other_data_or_another_base_is_refused_by_name(
+    finished: TrainingConfig, make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    other = str(make_dataset(12, responses={3: "Something else."}))
+    with pytest.raises(OutputError, match=r"\n  data.digest: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now$"):
+        resume(finished.model_copy(update={"dataset": other}))
+    with pytest.raises(OutputError, match=r"\n  data.val_digest: None there, '[0-9a-f]{64}' now"):
+        resume(finished.model_copy(update={"val_dataset": other}))
+    write_random_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(OutputError, match=r"\n  model.digest: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now$"):
+        resume(finished.model_copy(update={"model": str(tmp_path / "other")}))
+
+
+def test_the_same_base_and_data_elsewhere_are_the_same_run(
+    uninterrupted: TrainingSummary, finished: TrainingConfig, tmp_path: Path
+) -> None:
+    for name in ("model", "dataset"):
+        shutil.copytree(getattr(finished, name), tmp_path / name)
+    moved = finished.model_copy(update={name: str(tmp_path / name) for name in ("model", "dataset")})
+    assert resume(moved).adapter_digest == uninterrupted.adapter_digest
