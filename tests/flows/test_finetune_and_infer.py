@@ -87,7 +87,7 @@ def test_the_records_of_the_training_are_found_and_the_report_is_written(trained
     assert evaluated.result().num_samples == 3
     runs = [state.state_details.flow_run_id for state in (inferred, evaluated)]
     keys = [{artifact.key for artifact in read_artifacts(run)} for run in runs]
-    assert keys == [{"infer-progress", "sample-predictions"}, {"evaluate-progress", "metrics", "evaluation-report"}]
+    assert keys == [{"infer-progress", "sample-predictions"}, {"metrics", "evaluation-report"}]
     assert infer(InferConfig(**settings(trained, config, tmp_path, resume=True))) == predictions
 
 
