@@ -20,11 +20,6 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def digest_bytes(data: bytes) -> str:
-    """sha256 (hex) of bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def digest_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read in blocks."""
     with path.open("rb") as file:

@@ -50,11 +50,6 @@ class Record(BaseModel):
         """The images that are really there, in order."""
         return tuple(address for address in self.images if address is not None)
 
-    @property
-    def queries(self) -> tuple[str, ...]:
-        """What is asked in each round, the open one last."""
-        return (*(query for query, _ in self.history), self.query)
-
 
 class Role(StrEnum):
     """Who speaks."""

@@ -55,11 +55,6 @@ class CheckpointFiles:
     vision_weight_paths: tuple[Path, ...]
 
     @property
-    def tokenizer_path(self) -> Path:
-        """The SentencePiece model."""
-        return self.folder / "tokenizer.model"
-
-    @property
     def num_image_tokens(self) -> int:
         """How many tokens an image takes in the prompt: one a patch."""
         return int((self.vision_config["image_size"] // self.vision_config["patch_size"]) ** 2)

@@ -137,7 +137,8 @@ def write_checkpoint(
         return
     if source.vision_folder is None:
         raise ConfigurationError(
-            f"{source.folder}: is in the transformers layout, from which the published one cannot be made; export from the base"
+            f"{source.folder}: is in the transformers layout, from which the published one cannot be made; "
+            "give --layout transformers"
         )
     _copy_small_files(source.folder, folder)
     (folder / "config.json").write_text(
