@@ -56,7 +56,7 @@ def _infer_on_workers(settings: InferenceConfig, deadline_s: float | None) -> No
         except BaseException:
             _cancel(client, run_ids)
             raise
-    left = inference.shards_to_do(settings.output)
+    left = inference.missing(settings.output)
     if left:
         raise ChildFailedError(
             f"{settings.output}: {len(left)} of {len(shard_indices)} shards were not published (the first: {left[0]}); "

@@ -11,11 +11,15 @@ OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (writ
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
 
 from prefect import flow, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.logging import get_run_logger
 
 from flows.configuration import RetrainConfig, RetrainSummary
 from flows.validate import validate_to_go_on
@@ -26,12 +30,15 @@ from tasks.merging import merge, merge_key
 from tasks.training import train, training_key
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.digests import digest_json
+from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.settings import narrow
 from yivl_core.storage import join, publish_bytes
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
+
+Summary = TypeVar("Summary")
 
 
 @flow(name="retrain")
@@ -70,6 +77,22 @@ def _folder(config: RetrainConfig, stage: str, key: str) -> str:
     return join(config.output, stage, key[:12])
 
 
+def _run(stage: Callable[[], Summary], folder: str) -> Summary:
+    """A stage in its own folder; what somebody has changed or lost of it steps aside, and the stage is done again.
+
+    The folder's name says what belongs into it, so a stage refuses it only where it was harmed.
+    """
+    try:
+        return stage()
+    except OutputError as error:
+        if not Path(folder).exists():
+            raise
+        aside = f"{folder}.harmed-{_now()}"
+        Path(folder).rename(aside)
+        get_run_logger().warning("%s. It was moved to %s, and is made again", error, aside)
+        return stage()
+
+
 def _validate(config: RetrainConfig, dataset: tuple[str, ...]) -> ValidationSummary:
     """Validate into a folder named by where the data lies: what it holds is known only afterwards."""
     place = digest_json([list(dataset), config.image_root])
@@ -80,22 +103,16 @@ def _validate(config: RetrainConfig, dataset: tuple[str, ...]) -> ValidationSumm
 def _train(config: RetrainConfig, data: ValidationSummary, val_data: ValidationSummary | None) -> TrainingSummary:
     val_dataset = val_data.output if val_data else None
     key = training_key(config.training, config.model, data.output, val_dataset)
-    settings = narrow(
-        config.training,
-        TrainingConfig,
-        model=config.model,
-        dataset=data.output,
-        val_dataset=val_dataset,
-        output=_folder(config, "adapters", key),
-        resume=True,
-    )
-    return train(settings, config.deadline_s)
+    output = _folder(config, "adapters", key)
+    places = {"model": config.model, "dataset": data.output, "val_dataset": val_dataset, "output": output}
+    settings = narrow(config.training, TrainingConfig, **places, resume=True)
+    return _run(lambda: train(settings, config.deadline_s), output)
 
 
 def _merge(config: RetrainConfig, training: TrainingSummary) -> MergeSummary:
     settings = MergeConfig(adapter=training.adapter, model=config.model, output=config.output, device=config.training.device)
     output = _folder(config, "models", merge_key(settings))
-    return merge(settings.model_copy(update={"output": output}), config.deadline_s)
+    return _run(lambda: merge(settings.model_copy(update={"output": output}), config.deadline_s), output)
 
 
 def _infer(config: RetrainConfig, model: str, records: str, data: str) -> InferenceSummary:
@@ -113,7 +130,7 @@ def _infer(config: RetrainConfig, model: str, records: str, data: str) -> Infere
         resume=True,
     )
     output = _folder(config, "predictions", inference_key(settings, data))
-    return infer(settings.model_copy(update={"output": output}), data, config.deadline_s)
+    return _run(lambda: infer(settings.model_copy(update={"output": output}), data, config.deadline_s), output)
 
 
 def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> EvaluationSummary:
@@ -124,8 +141,11 @@ def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> Evaluatio
 
 
 def _run_folder(config: RetrainConfig) -> str:
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    return join(config.output, "runs", f"{now}-{runtime.flow_run.id[:8]}")
+    return join(config.output, "runs", f"{_now()}-{runtime.flow_run.id[:8]}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
 
 
 def _publish(config: RetrainConfig, summary: RetrainSummary) -> None:

@@ -17,6 +17,7 @@ from yivl_core.progress import Progress
 
 LINE_EVERY_S = 10.0
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_OF_PREFECTS_QUEUES = "Still processing items"  # what it has still to send when a command ends early
 
 
 class Terminal:
@@ -99,6 +100,7 @@ class WarningHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
-        if record.name in _RUN_LOGGERS and record.levelno >= logging.ERROR:
+        is_of_run = record.name in _RUN_LOGGERS and record.levelno >= logging.ERROR
+        if is_of_run or str(record.msg).startswith(_OF_PREFECTS_QUEUES):
             return
         self._terminal.say(f"{record.levelname.lower()}: {record.getMessage()}")

@@ -15,9 +15,11 @@ from yivl_core.digests import digest_file
 from yivl_core.doors import ShardedInferenceConfig
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.model.files import HELD_OUT_FILE, adapter_digest, checkpoint_digest
+from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 from yivl_core.outputs.predictions import content_digest, read_predictions
-from yivl_core.outputs.shards import missing_shards, read_plan
+from yivl_core.outputs.shards import read_plan, shards_to_do
 from yivl_core.settings import narrow
+from yivl_core.storage import join
 
 NUM_SAMPLE_PREDICTIONS = 20
 
@@ -75,12 +77,12 @@ def infer_shard(config: InferenceConfig, shard_index: int, deadline_s: float | N
 def plan_shards(config: InferenceConfig) -> list[int]:
     """Publish the split of the input in the output folder, or take up the one that is there; returns the shards to do."""
     run_in_child("infer", narrow(config, ShardedInferenceConfig, shard_indices=()), ProgressRelay("plan-shards"))
-    return shards_to_do(config.output)
+    return missing(config.output)
 
 
-def shards_to_do(output: str) -> list[int]:
-    """The shards of the plan in an output folder that are not published."""
-    return [shard.index for shard in missing_shards(read_plan(output))]
+def missing(output: str) -> list[int]:
+    """The shards of the plan in an output folder that are not published, or damaged."""
+    return [shard.index for shard in shards_to_do(read_plan(output))]
 
 
 def show_samples(output: str) -> None:
@@ -97,4 +99,7 @@ def _input_digest(config: InferenceConfig) -> str | None:
 
 
 def _is_intact(summary: InferenceSummary) -> bool:
-    return content_digest(summary.output) == summary.content_digest
+    read_plan(summary.output)  # an error if it is lost: nobody could tell then whether parts are missing
+    manifest = read_manifest(join(summary.output, MANIFEST_NAME))
+    stated = manifest.get("content_digest") if manifest else None
+    return stated == summary.content_digest == content_digest(summary.output)

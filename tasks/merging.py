@@ -1,12 +1,14 @@
 """The task around `merge_adapter`."""
 
+from pathlib import Path
+
 from prefect import task
 
 from tasks.caching import CACHED_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.export.configuration import MergeConfig, MergeSummary
-from yivl_core.model.files import adapter_digest, checkpoint_digest
+from yivl_core.model.files import adapter_digest, checkpoint_digest, read_about
 
 
 def merge_key(config: MergeConfig) -> str:
@@ -34,4 +36,5 @@ def _merge(config: MergeConfig, deadline_s: float | None, cache_key: str) -> Mer
 
 
 def _is_intact(summary: MergeSummary) -> bool:
-    return checkpoint_digest(summary.output) == summary.digest
+    stated = read_about(Path(summary.output)).get("digest")
+    return stated == summary.digest == checkpoint_digest(summary.output)

@@ -9,8 +9,9 @@ from tasks.caching import CACHED_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.data.dataset import ValidatedDataset
-from yivl_core.model.files import adapter_digest, checkpoint_digest
+from yivl_core.model.files import checkpoint_digest
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.result import is_result_whole
 
 
 def training_key(settings: TrainingSettings, model: str, dataset: str, val_dataset: str | None) -> str:
@@ -49,7 +50,7 @@ def _train(config: TrainingConfig, deadline_s: float | None, cache_key: str) -> 
 
 
 def _is_intact(summary: TrainingSummary) -> bool:
-    return adapter_digest(summary.adapter) == summary.adapter_digest and Path(summary.val_dataset).is_file()
+    return is_result_whole(Path(summary.output), summary.adapter_digest)
 
 
 def _table(summary: TrainingSummary) -> list[dict[str, float | None]]:

@@ -12,7 +12,8 @@ _EPILOG = """settings are JSON, with the fields of the function's config; progre
 example:
   echo '{"predictions": "runs/p", "output": "runs/report"}' | python -m yivl_core evaluate
 
-exit code: 0 done, 1 the data cannot be used, 2 wrong settings, 70 internal error, 130 interrupted"""
+exit code: 0 done, 1 the data cannot be used, 2 wrong settings, 70 internal error, 74 reading or writing failed,
+75 another process works in the output folder, 130 interrupted"""
 
 
 def _parser() -> argparse.ArgumentParser:

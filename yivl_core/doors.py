@@ -12,10 +12,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
-from yivl_core.model.files import checkpoint_digest
+from yivl_core.model.files import RANDOM_KIND, checkpoint_digest, read_about
 from yivl_core.progress import OnProgress
 from yivl_core.settings import narrow
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
@@ -75,7 +76,14 @@ def infer(config: ShardedInferenceConfig, on_progress: OnProgress) -> InferenceS
 
 
 def write_random_checkpoint(config: RandomCheckpointConfig, _: OnProgress) -> RandomCheckpointSummary:
-    """`write_random_checkpoint`, called like the other doors."""
+    """`write_random_checkpoint`, called like the other doors.
+
+    Raises:
+        OutputError: the folder holds something else than an earlier random checkpoint.
+    """
+    folder = Path(config.output)
+    if folder.is_dir() and any(folder.iterdir()) and read_about(folder).get("kind") != RANDOM_KIND:
+        raise OutputError(f"{folder}: holds something else than a random checkpoint; choose another output folder")
     _import("yivl_core.model.random_checkpoint:write_random_checkpoint")(Path(config.output), seed=config.seed)
     return RandomCheckpointSummary(output=config.output, digest=checkpoint_digest(config.output))
 

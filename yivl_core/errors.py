@@ -6,10 +6,14 @@ YivlError                 something the user can mend; shown as one message, wit
 ├── DatasetError          records or images that cannot be used                     exit 1
 ├── CheckpointError       a model or adapter folder that is not what it should be   exit 2
 ├── OutputError           an output folder that holds something else                exit 2
-├── StorageError          reading or writing failed; may pass, so tasks try again   exit 70
+│   └── IncompleteError   predictions that are not all there yet                    exit 4
+├── BusyError             an output folder that another process works in            exit 75
+├── StorageError          reading or writing failed; may pass, so tasks try again   exit 74
 ├── ChildFailedError      a child process died without a report                     exit 70
 └── Interrupted           stopped on request; what was finished is kept             exit 130
 ```
+
+74 and 75 are the numbers of sysexits.h for a failed input or output, and for what may work later.
 
 A message says what is wrong (with the value), where, and how to mend it. Our own invariants are `assert`ed instead.
 """
@@ -39,10 +43,22 @@ class OutputError(YivlError):
     """An output folder is not empty, or belongs to a run with other settings."""
 
 
+class IncompleteError(OutputError):
+    """Parts of the predictions are missing: the run that writes them has not finished."""
+
+    exit_code = 4
+
+
+class BusyError(YivlError):
+    """Another process works in the output folder."""
+
+    exit_code = 75
+
+
 class StorageError(YivlError):
     """Reading or writing failed for a reason outside the program: full disk, permission, network."""
 
-    exit_code = 70
+    exit_code = 74
 
 
 class ChildFailedError(YivlError):

@@ -2,7 +2,7 @@
 
 A `*_url` is an fsspec address (`s3://bucket/key`, `memory://x`) or a plain local path; a `*_path` is a local `Path`.
 What is published appears complete or not at all: a temporary name and one rename on a local disk, one put on an object store.
-A process killed in between leaves a file named `.NAME.tmp-*` that nothing reads.
+A process killed in between leaves a file named `.NAME.tmp-*` that nothing reads; the next one that locks its place removes it.
 """
 
 import errno
@@ -14,9 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 
-from yivl_core.errors import ConfigurationError, StorageError
+from yivl_core.errors import BusyError, ConfigurationError, StorageError
+
+_LOCK_TIMEOUT_S = 15.0  # a child whose parent was killed may take some seconds to end
 
 
 def is_local(url: str) -> bool:
@@ -120,6 +123,46 @@ def publish_folder(path: Path) -> Iterator[Path]:
             _replace_folder(temporary_path, path)
     finally:
         shutil.rmtree(temporary_path, ignore_errors=True)
+
+
+@contextmanager
+def sole_user(place: Path, lock_path: Path) -> Iterator[None]:
+    """Within this block no other process that asks for the same lock works here. It ends with the process, however that ends.
+
+    Args:
+        place: what is worked on, for the message.
+        lock_path: an empty file, there as long as the block lasts.
+
+    Raises:
+        BusyError: another process holds the lock, and did not end within a few seconds.
+        StorageError: the lock file cannot be written.
+    """
+    lock = FileLock(lock_path, timeout=_LOCK_TIMEOUT_S)
+    with storage_errors(str(lock_path)):
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"{place}: another process works in this folder; wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock_path.unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_unfinished(folder: Path, pattern: str = "*") -> None:
+    """Remove what killed processes left half-written in a folder; only for who alone works on it.
+
+    Args:
+        folder: where.
+        pattern: glob pattern of what was to be written.
+    """
+    for unfinished in folder.glob(f".{pattern}.tmp-*"):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -12,8 +12,7 @@ import pytest
 
 from flows import cli
 from flows.commands import COMMANDS
-from tasks.caching import RETRY_DELAYS_S
-from yivl_core.errors import CheckpointError, ChildFailedError, DatasetError, Interrupted
+from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -43,12 +42,6 @@ sys.exit(str([name for name in ("prefect", "torch", "transformers", "pyarrow") i
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[]"
-
-
-def test_help_comes_quickly():
-    started = time.monotonic()
-    assert run("--help").returncode == 0
-    assert time.monotonic() - started < 5  # under a second on a machine that does nothing else
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -104,8 +97,9 @@ def test_export_has_to_be_told_to_merge(capsys):
         (ChildFailedError("x"), 70),
         (Interrupted("x"), 130),
         (KeyboardInterrupt(), 130),
-        (PermissionError(13, "Permission denied", "/there"), 70),
-        (OSError(28, "No space left on device", "/there"), 70),
+        (BusyError("x"), 75),
+        (PermissionError(13, "Permission denied", "/there"), 74),
+        (OSError(28, "No space left on device", "/there"), 74),
     ],
 )
 def test_an_error_is_one_message_and_its_exit_code(error, code, monkeypatch, capsys):
@@ -177,7 +171,9 @@ def test_findings_are_exit_code_1_with_the_clean_records_kept(small_dataset, in_
     [
         ("validate {lost}.jsonl --output {new}", 2, "lost.jsonl: there is no such file"),
         ("validate {data}/val.jsonl --output {data}/val.jsonl", 2, "this is a file"),
-        ("validate {data}/val.jsonl --output /proc/new", 70, "/proc"),
+        ("validate {data}/val.jsonl --output /proc/new", 74, "/proc"),
+        ("sft --model {lost} --dataset {data}/val.jsonl --output {data}/val.jsonl", 74, "val.jsonl"),
+        ("retrain --model {lost} --dataset {data}/val.jsonl --output {data}/val.jsonl", 74, "val.jsonl"),
         ("sft --model {lost} --dataset {data}/val.jsonl --output {new}", 2, "there is no such folder"),
         ("export --adapter {lost} --merge-lora --output {new}", 2, "adapter_config.json: file is missing"),
         ("infer --model {lost} --dataset {data}/val.jsonl --output {new}", 2, "there is no such folder"),
@@ -187,13 +183,12 @@ def test_findings_are_exit_code_1_with_the_clean_records_kept(small_dataset, in_
 )
 def test_a_wrong_path_is_told_and_nothing_is_retried(arguments, code, message, small_dataset, in_process, tmp_path, capsys):
     places = {"lost": tmp_path / "lost", "data": small_dataset, "new": tmp_path / "new"}
-    started = time.monotonic()
     assert cli.main(arguments.format(**places).split()) == code
     output = capsys.readouterr()
     assert message in output.err
     assert "Traceback" not in output.err
     assert output.out == ""
-    assert time.monotonic() - started < RETRY_DELAYS_S[0]
+    assert "trying again" not in output.err
 
 
 def children_of(pid: int) -> list[int]:

@@ -107,6 +107,27 @@ def test_a_refused_value_is_told_by_option_value_and_what_is_allowed(arguments, 
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "give exactly one of --dataset, --images and --load-dataset-config (given: none)"),
+        (
+            "--dataset a.jsonl --images photos",
+            "give exactly one of --dataset, --images and --load-dataset-config (given: --dataset and --images)",
+        ),
+        ("--images photos", "--images and --prompt go together: give the folder or glob, and what to ask about each image"),
+    ],
+)
+def test_inference_names_the_options_of_an_input_that_is_missing_or_given_twice(arguments, message):
+    command = COMMANDS["infer"]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_options(parser, command.config, command.spelling)
+    given = parser.parse_args(f"--model m --output o {arguments}".split())
+    with pytest.raises(ConfigurationError) as caught:
+        read_options(given, command.config, command.spelling)
+    assert str(caught.value) == message
+
+
 def test_all_refused_values_are_told_at_once():
     with pytest.raises(ConfigurationError) as caught:
         read("--files", "a", "--for", "x", "--inner.rank", "0", "--share", "x")

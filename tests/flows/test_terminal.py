@@ -61,5 +61,9 @@ def test_warnings_of_libraries_are_shown_and_news_are_not():
     assert log("prefect.task_runs", logging.INFO, "Finished in state Completed()") == ""
 
 
+def test_what_prefect_says_of_its_own_queues_is_not_shown():
+    assert log("APILogWorker", logging.WARNING, "Still processing items: 3 items remaining...") == ""
+
+
 def test_what_prefect_logs_of_a_failed_run_is_left_to_the_command():
     assert log("prefect.flow_runs", logging.ERROR, "Encountered exception during execution") == ""

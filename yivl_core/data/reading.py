@@ -8,9 +8,10 @@ folder or glob of images, with one prompt --image_folders-----------------------
 Rows come one at a time, in the order of the input; none is left out but blank lines. Images are only named here, not opened.
 """
 
+import hashlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from yivl_core.data.configuration import Purpose
 from yivl_core.data.dataset import ValidatedDataset, is_validated_dataset
 from yivl_core.data.findings import Finding, Source, error, shown
 from yivl_core.data.image_folders import find_images
-from yivl_core.data.images import ImageInfo, ImageReference
+from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
 from yivl_core.data.parsing import parse_record
 from yivl_core.data.raw_rows import RawRow, read_raw_rows
 from yivl_core.data.records import ImageCountError, Record, conversation
@@ -121,7 +122,7 @@ def read_inputs(source: InputSource) -> Iterator[InputRow]:
     if source.images is not None:
         rows = _rows_of_images(source.images, source.prompt, source.image_root)
     elif source.dataset is None:
-        raise ConfigurationError("no input is named; give dataset, or images and prompt")
+        raise ConfigurationError("no input is named; give `dataset`, or `images` and `prompt`")
     elif Path(source.dataset).is_dir():
         rows = _rows_of_validated_dataset(source.dataset, source.image_root)
     else:
@@ -132,8 +133,14 @@ def read_inputs(source: InputSource) -> Iterator[InputRow]:
 def input_digest(source: InputSource) -> str:
     """sha256 (hex) of what decides the rows, prompt and limit included.
 
-    A validated dataset has its own digest. A file counts with its bytes and the image root that is named. Of an image folder the
-    names, sizes and times of change count, not the content, since reading a million images only for this would be dear.
+    A validated dataset has its own digest. A file counts with its bytes, the image root that is named, and the images that its
+    rows name, up to the limit. Of these, as of a folder of images, the sizes and times of change count, not the content, since
+    reading a million images only for this would be dear: a copy with new times has another digest, and an image that was replaced
+    by one of the same size and time is not noticed. An image that cannot be used counts as such. One whose sha256 an earlier
+    validation has noted counts by that note, which is part of the file: it is checked when the image is loaded.
+
+    Raises:
+        ConfigurationError, DatasetError, StorageError: as `read_inputs`.
     """
     settings = {"prompt": source.prompt, "limit": source.limit}
     if source.images is not None:
@@ -142,8 +149,29 @@ def input_digest(source: InputSource) -> str:
         return digest_json([settings, [[name, entry.st_size, entry.st_mtime_ns] for name, entry in status]])
     if source.dataset is not None and is_validated_dataset(source.dataset):
         return digest_json([settings, ValidatedDataset.open(source.dataset).digest])
-    _check_file(source.dataset or "")
-    return digest_json([settings, digest_file(Path(source.dataset or "")), source.image_root])
+    images = _digest_images(read_inputs(source))
+    return digest_json([settings, digest_file(Path(source.dataset or "")), source.image_root, images])
+
+
+def _digest_images(rows: Iterable[InputRow]) -> str:
+    """sha256 (hex) over the states of the images of all rows, in order; their addresses are in the file."""
+    digest, store = hashlib.sha256(), ImageStore()
+    for image in itertools.chain.from_iterable(row.images for row in rows):
+        if image.sha256 is None:
+            digest.update(_image_state(image, store).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _image_state(image: ImageReference, store: ImageStore) -> str:
+    """Size and time of change of an image; or what keeps it from being used, as far as that shows without opening it."""
+    try:
+        path = store.resolve(image)
+        status = path.stat()
+    except ImageError as cause:
+        return cause.kind
+    except OSError:  # removed just now
+        return "image_missing"
+    return f"{status.st_size} {status.st_mtime_ns}" if os.access(path, os.R_OK) else "permission_denied"
 
 
 def _check_file(url: str) -> None:
@@ -191,9 +219,9 @@ def _rows_of_validated_dataset(folder: str, image_root: str | None) -> Iterator[
 
 def _rows_of_images(pattern: str, prompt: str | None, image_root: str | None) -> Iterator[InputRow]:
     if not prompt:
-        raise ConfigurationError("images are named without a prompt; say what to ask about each of them")
+        raise ConfigurationError("`images` are named without a `prompt`; say what to ask about each of them")
     if image_root is not None:
-        raise ConfigurationError(f"image_root {image_root} goes with a dataset, not with images; leave it out")
+        raise ConfigurationError(f"`image_root` {image_root} goes with a `dataset`, not with `images`; leave it out")
     try:
         conversation(Record(query=prompt, images=("",)))
     except ImageCountError as cause:

@@ -11,7 +11,9 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     predictions: str = Field(description="predictions folder or fsspec URL, as `yivl infer` writes it")
-    output: str = Field(description="folder or fsspec URL for report.json and report.md")
+    output: str = Field(
+        description="folder or fsspec URL for report.json and report.md; those of an earlier evaluation are replaced"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

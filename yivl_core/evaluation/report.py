@@ -8,6 +8,7 @@ import heapq
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from yivl_core.errors import DatasetError, OutputError
@@ -18,9 +19,11 @@ from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions
 from yivl_core.outputs.shards import PLAN_NAME, read_plan, require_complete
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import exists, join, publish_bytes
+from yivl_core.storage import exists, is_local, join, list_files, publish_bytes, read_bytes
 
+FORMAT = "yivl evaluation report"
 REPORT_VERSION = 1
+REPORT_NAME, READABLE_REPORT_NAME = "report.json", "report.md"
 NUM_WORST = 10
 NUM_RIGHT = 5
 
@@ -28,14 +31,16 @@ _PROGRESS_ROWS = 1000
 
 
 def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ignore_progress) -> EvaluationSummary:
-    """Score predictions against their references and publish `report.json` and `report.md`.
+    """Score predictions against their references and publish `report.json` and `report.md`, in place of an earlier evaluation's.
 
     Raises:
         DatasetError: there is nothing to score: no row has a reference, or all references are empty.
         IncompleteError: parts of the predictions are missing.
-        OutputError: the folder holds no predictions, or other ones than its manifest says.
+        OutputError: the folder holds no predictions, or other ones than its manifest says; or something else than an evaluation's
+            report would be overwritten, which shows before predictions are read.
         StorageError: the report cannot be written.
     """
+    _refuse_foreign_reports(config.output)
     num_planned = _num_planned(config.predictions)
     manifest = read_manifest(join(config.predictions, MANIFEST_NAME))
     tally = _Tally()
@@ -45,8 +50,8 @@ def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ign
             on_progress(Progress(stage="evaluate", done=tally.num_rows, total=num_planned, unit="row"))
     _check_rows(tally, config.predictions, num_planned, manifest)
     report = _to_report(tally, manifest)
-    publish_bytes(join(config.output, "report.md"), render_markdown(report).encode())
-    publish_bytes(join(config.output, "report.json"), _to_json(report))
+    publish_bytes(join(config.output, REPORT_NAME), _to_json(report))  # first, since it tells whose report.md is beside it
+    publish_bytes(join(config.output, READABLE_REPORT_NAME), render_markdown(report).encode())
     return _to_summary(tally, config.output)
 
 
@@ -114,6 +119,27 @@ def _references(prediction: Prediction) -> list[str]:
     return [*own, *prediction.references]
 
 
+def _refuse_foreign_reports(output: str) -> None:
+    if is_local(output) and Path(output).is_file():
+        raise OutputError(f"{output}: this is a file; name a folder for the report")
+    names, url = list_files(output), join(output, REPORT_NAME)
+    if REPORT_NAME in names:
+        try:
+            there = json.loads(read_bytes(url))
+        except (ValueError, RecursionError) as cause:
+            raise OutputError(
+                f"{url} cannot be read as JSON, so nobody can tell whose it is; if it is a damaged evaluation report, remove it "
+                f"and {READABLE_REPORT_NAME}, or choose another folder"
+            ) from cause
+        if not isinstance(there, dict) or there.get("format") != FORMAT:
+            raise OutputError(f"{url} is no evaluation report, and would be overwritten; choose another folder")
+    elif READABLE_REPORT_NAME in names:
+        raise OutputError(
+            f"{join(output, READABLE_REPORT_NAME)} stands without the {REPORT_NAME} of an evaluation, and would be overwritten; "
+            "remove it, or choose another folder"
+        )
+
+
 def _num_planned(predictions: str) -> int | None:
     """The number of rows that the folder has to hold; None for parts that came here without their plan."""
     if not exists(join(predictions, PLAN_NAME)):
@@ -153,6 +179,7 @@ def _to_report(tally: _Tally, manifest: dict[str, Any] | None) -> dict[str, Any]
     score = tally.answered + tally.failed
     origin = None if manifest is None else {key: value for key, value in manifest.items() if key != "times"}
     return {
+        "format": FORMAT,
         "version": REPORT_VERSION,
         "normaliser": NORMALISER,
         "rows": {

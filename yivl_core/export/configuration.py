@@ -16,9 +16,10 @@ class MergeConfig(BaseModel):
         default=None, description="checkpoint folder of the base model; default: where the adapter was trained on it"
     )
     output: str = Field(description="checkpoint folder to write")
-    layout: Literal["published", "transformers"] = Field(
-        default="published",
-        description="published: the layout of the Yi-VL repositories; transformers: what the Auto classes open",
+    layout: Literal["published", "transformers"] | None = Field(
+        default=None,
+        description="published: the layout of the Yi-VL repositories; transformers: what the Auto classes open; "
+        "default: the base's own",
     )
     max_shard_bytes: int = Field(default=5_000_000_000, ge=1_000_000, description="largest weight file, in bytes")
     device: str = Field(

@@ -1,16 +1,20 @@
 """merge_adapter(): base + adapter -> a checkpoint folder that loads wherever the base does.
 
 Each weight is added up in float32 and rounded once; tensors pass from file to file one at a time. Before the folder is published
-its logits are compared with those of base + adapter.
+it is read back: each merged weight is compared with what PEFT makes of base and adapter, and the logits with those of the two.
 """
 
+import glob
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
 
 from yivl_core.errors import CheckpointError, ConfigurationError, OutputError
 from yivl_core.export.configuration import MergeConfig, MergeSummary
@@ -26,15 +30,18 @@ from yivl_core.model.files import (
     read_about,
     read_adapter_config,
 )
+from yivl_core.model.tensors import LazyTensor
 from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
+from yivl_core.processing.processor import Processor
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder
+from yivl_core.storage import local_path, publish_folder, remove_unfinished, sole_user
 
 _STEPS = ("read", "merge", "compare", "publish")
 # Largest difference of a logit, as a share of the largest logit: what rounding the merged weights to each dtype can do, and what
 # arithmetic in each dtype can. Measured on 32 layers with every linear layer tuned: 0.006 and 0.03 for bfloat16.
 _STORAGE_TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.03}
 _ARITHMETIC_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+_SUM_NOISE = 1e-6  # of float32 sums in another order, as a share of the largest value
 _PROBE_TEXT_TOKENS = 24
 
 
@@ -44,34 +51,49 @@ def merge_adapter(config: MergeConfig, on_progress: OnProgress = ignore_progress
     Raises:
         CheckpointError: adapter or base is not what it should be, or the merged model does not compute what base + adapter do.
         OutputError: the output folder holds something else.
+        BusyError: another process writes to it.
         ConfigurationError: neither dtype of the comparison fits into memory.
     """
     output, adapter = local_path(config.output, "the merged checkpoint"), local_path(config.adapter, "the adapter")
     device = resolve_device(config.device)
     _report(on_progress, 0)
     base = open_checkpoint(_find_base(config, adapter))
+    Processor.from_checkpoint(base)  # its files are copied, so they have to be right
+    layout = _find_layout(config, base)
     about: dict[str, Any] = {
         "kind": "merged",
-        "layout": config.layout,
+        "layout": layout,
         "max_shard_bytes": config.max_shard_bytes,
         "base_digest": base.digest(),
         "adapter_digest": adapter_digest(adapter),
     }
     check_base(adapter, base, about["base_digest"])
-    if output.exists() and (summary := _published_before(output, about)):
-        return summary
-    _report(on_progress, 1)
-    tensors, num_merged = merge_tensors(read_tensors(base), adapter)
-    probe_dtype = _probe_dtype(base, device)
-    with publish_folder(output) as temporary:
-        write_checkpoint(temporary, base, tensors, layout=config.layout, max_shard_bytes=config.max_shard_bytes)
-        _report(on_progress, 2)
-        difference = _compare(base, adapter, temporary, probe_dtype, device)
-        digest = checkpoint_digest(temporary)
-        about |= {"digest": digest, "num_merged": num_merged, "largest_logit_difference": difference}
-        _write_about(temporary, adapter, about)
+    target = output.resolve()
+    with sole_user(output, target.with_name(f".{target.name}.lock")):
+        remove_unfinished(target.parent, glob.escape(target.name))
+        if output.exists() and (summary := _published_before(output, about)):
+            return summary
+        _report(on_progress, 1)
+        tensors, num_merged = merge_tensors(read_tensors(base), adapter)
+        probe_dtype = _probe_dtype(base, device)
+        with publish_folder(output) as temporary:
+            write_checkpoint(temporary, base, tensors, layout=layout, max_shard_bytes=config.max_shard_bytes)
+            _report(on_progress, 2)
+            difference = _compare(base, adapter, temporary, probe_dtype, device)
+            digest = checkpoint_digest(temporary)
+            about |= {"digest": digest, "num_merged": num_merged, "largest_logit_difference": difference}
+            _write_about(temporary, adapter, about)
     _report(on_progress, 4)
     return _summary(output, about, was_there=False)
+
+
+def _find_layout(config: MergeConfig, base: CheckpointFiles) -> str:
+    if config.layout == "published" and base.layout == "transformers":
+        raise ConfigurationError(
+            f"{base.folder}: is in the transformers layout, from which the published one cannot be made; "
+            "leave `layout` out, or give transformers"
+        )
+    return config.layout or base.layout
 
 
 def _find_base(config: MergeConfig, adapter: Path) -> str:
@@ -126,11 +148,16 @@ def _compare(base: CheckpointFiles, adapter: Path, merged: Path, dtype: torch.dt
     """The largest difference of a logit between base + adapter and the merged checkpoint, on a probe with an image.
 
     Raises:
-        CheckpointError: it is larger than rounding can explain.
+        CheckpointError: it is larger than rounding can explain, or a merged weight is not what PEFT would make of it.
     """
-    stored = read_tensors(open_checkpoint(merged))["lm_head.weight"].dtype
-    expected = _probe_logits(base, adapter, dtype, device)
-    actual = _probe_logits(open_checkpoint(merged), None, dtype, device)
+    files = open_checkpoint(merged)
+    tensors = read_tensors(files)
+    stored = tensors["lm_head.weight"].dtype
+    adapted = load_adapter(load_model(base, dtype=dtype, device=device), adapter)
+    _compare_weights(adapter, adapted, read_tensors(base), tensors)
+    expected = _probe_logits(adapted, dtype, device)
+    del adapted  # both at once might not fit
+    actual = _probe_logits(load_model(files, dtype=dtype, device=device), dtype, device)
     difference = float((expected - actual).abs().max())
     largest = float(expected.abs().max())
     tolerance = max(_STORAGE_TOLERANCES[stored], _ARITHMETIC_TOLERANCES[dtype])
@@ -156,9 +183,29 @@ def _probe_dtype(files: CheckpointFiles, device: torch.device) -> torch.dtype:
 
 
 @torch.inference_mode()
-def _probe_logits(files: CheckpointFiles, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _compare_weights(adapter: Path, adapted: PeftModel, base: Mapping[str, LazyTensor], merged: Mapping[str, LazyTensor]) -> None:
+    """Nothing, if each merged weight is the base's plus the change that PEFT computes, up to one rounding.
+
+    The logits alone would not show that a small change was lost.
+    """
+    for name, layer in adapted.get_base_model().named_modules():
+        if not isinstance(layer, LoraLinear):
+            continue
+        change = layer.get_delta_weight("default").float()
+        expected = base[f"{name}.weight"].load().to(change.device).float() + change
+        stored = merged[f"{name}.weight"].load()
+        noise = _SUM_NOISE * (expected.abs().max() + change.abs().max())
+        difference = (stored.to(change.device).float() - expected).abs()
+        if not bool((difference <= torch.finfo(stored.dtype).eps * expected.abs() + noise).all()):
+            raise CheckpointError(
+                f"{name}.weight: the merged weight differs from that of base + {adapter} by {float(difference.max()):.3g}; "
+                "nothing was published. Are all the adapter's targets in the base?"
+            )
+
+
+@torch.inference_mode()
+def _probe_logits(model: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Logits `[S, V]`, float32, for a made-up image and a few made-up tokens behind it."""
-    model = load_model(files, dtype=dtype, device=device)
     config = model.config
     size = config.vision_config.image_size
     generator = torch.Generator().manual_seed(0)
@@ -166,8 +213,7 @@ def _probe_logits(files: CheckpointFiles, adapter: Path | None, dtype: torch.dty
     text_ids = torch.randint(0, config.text_config.vocab_size, (1, _PROBE_TEXT_TOKENS), generator=generator)
     image_ids = torch.full((1, config.num_image_tokens), config.image_token_index)
     input_ids = torch.cat([image_ids, text_ids], dim=1).to(device)
-    adapted = load_adapter(model, adapter) if adapter else model
-    logits: torch.Tensor = adapted(input_ids=input_ids, pixel_values=pixel_values).logits
+    logits: torch.Tensor = model(input_ids=input_ids, pixel_values=pixel_values).logits
     return logits[0].float().cpu()
 
 

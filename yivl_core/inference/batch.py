@@ -5,9 +5,9 @@ A part is published when all its records are answered; a run that was killed goe
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
 from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow, InputSource, input_digest, read_inputs
-from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.errors import ConfigurationError, DatasetError, OutputError
 from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.generation import Completion, Request, generate
 from yivl_core.inference.sampling import SamplingParams
@@ -27,14 +27,14 @@ from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import HELD_OUT_FILE, CheckpointFiles, adapter_digest, open_checkpoint
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
-from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, write_manifest
+from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
 from yivl_core.outputs.predictions import ContentDigest, Prediction, PredictionImage, read_predictions, record_columns
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest
-from yivl_core.outputs.shards import Shard, ShardPlan, missing_shards, plan_shards, publish_shard
+from yivl_core.outputs.shards import Shard, ShardPlan, missing_shards, plan_shards, publish_shard, shards_to_do
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import exists, join
+from yivl_core.storage import join
 
 _NUM_WORKERS = 4
 
@@ -97,7 +97,8 @@ class _Worker:
         self._started = time.perf_counter()
         self.num_by_finish_reason = Counter[str]()
         self.num_tokens = 0
-        self._report(f"loading {base.folder.name} on {device} in {str(dtype).removeprefix('torch.')}")
+        self._dtype = dtype
+        self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
         self._max_positions = base.max_positions
         self._model = load_model(base, dtype=dtype, device=device)
@@ -137,16 +138,14 @@ class _Worker:
     def _answer(self, batch: Sequence["_Prepared"]) -> list[Prediction]:
         started = time.perf_counter()
         requests = [Request(sample_id=item.sample_id, inputs=item.inputs) for item in batch if item.inputs is not None]
-        completions: Iterator[Completion] = iter(())
-        if requests:
-            completions = iter(self._generate(requests))
-        answers = [(item, next(completions) if item.inputs is not None else None) for item in batch]
+        completions = iter(self._generate(requests) if requests else ())
+        answers = [_answered(item, next(completions) if item.inputs is not None else None, self._dtype) for item in batch]
         generate_s = (time.perf_counter() - started) / max(1, len(requests))
         self.num_tokens += sum(completion.num_tokens for _, completion in answers if completion)
         self.num_by_finish_reason.update(completion.finish_reason if completion else "error" for _, completion in answers)
         return [_prediction(item, completion, generate_s) for item, completion in answers]
 
-    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def _generate(self, requests: Sequence[Request]) -> list[Completion | None]:
         try:
             return generate(self._model, self._processor, requests, self._params, self._config.max_new_tokens)
         except torch.OutOfMemoryError as error:
@@ -210,6 +209,14 @@ class _Prepared:
     preprocess_s: float
 
 
+def _answered(item: _Prepared, completion: Completion | None, dtype: torch.dtype) -> tuple[_Prepared, Completion | None]:
+    """A row with its answer; one that should have had one and has none becomes an error."""
+    if item.inputs is None or completion is not None:
+        return item, completion
+    error = f"the model's logits are no finite numbers in {_name(dtype)}; use --dtype bfloat16 or float32"
+    return replace(item, inputs=None, error_kind="not_finite", error=error), None
+
+
 def _prediction(item: _Prepared, completion: Completion | None, generate_s: float) -> Prediction:
     return Prediction(
         **record_columns(item.row),
@@ -270,14 +277,38 @@ def _fingerprint(
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
         "decoding": {name: getattr(config, name) for name in DecodingSettings.model_fields},
-        "numerics": {"dtype": str(dtype).removeprefix("torch."), "device": device.type},
+        "numerics": {"dtype": _name(dtype), "device": device.type},
     }
 
 
 def _wanted_shards(plan: ShardPlan, shard_indices: Sequence[int] | None) -> list[Shard]:
     if shard_indices is not None and (unknown := [index for index in shard_indices if not 0 <= index < len(plan.shards)]):
         raise ConfigurationError(f"shard {unknown[0]} is not in the plan; it has shards 0 to {len(plan.shards) - 1}")
-    return [shard for shard in missing_shards(plan) if shard_indices is None or shard.index in shard_indices]
+    return list(shards_to_do(plan, shard_indices))
+
+
+def _is_told(content_digest: str, output: str) -> bool:
+    """Whether the manifest of a complete output is there.
+
+    Raises:
+        OutputError: it tells of other rows.
+    """
+    try:
+        manifest = read_manifest(join(output, MANIFEST_NAME))
+    except OutputError:  # damaged, so it is written again
+        return False
+    if manifest is None:
+        return False
+    if manifest.get("content_digest") != content_digest:
+        raise OutputError(
+            f"{output}: the rows are not those that {MANIFEST_NAME} tells of, so they were changed after they were written; "
+            "choose another folder, or remove this one to answer all records again"
+        )
+    return True
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _count_all(output: str) -> tuple[Counter[str], str]:
@@ -304,7 +335,7 @@ def _summarise(
     content_digest = None
     if not num_missing:
         reasons, content_digest = _count_all(config.output)
-    if content_digest and (worker or not exists(join(config.output, MANIFEST_NAME))):
+    if content_digest and (worker or not _is_told(content_digest, config.output)):
         content = {
             "command": "infer",
             "code": code(),

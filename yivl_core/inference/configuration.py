@@ -48,10 +48,10 @@ class InferenceConfig(DecodingSettings, InputSource):
     def _has_one_source(self) -> "InferenceConfig":
         named = [name for name in ("dataset", "images", "load_dataset_config") if getattr(self, name)]
         if len(named) != 1:
-            given = " and ".join(named) or "none"
-            raise ValueError(f"give exactly one of dataset, images and load_dataset_config (given: {given})")
+            given = " and ".join(f"`{name}`" for name in named) or "none"
+            raise ValueError(f"give exactly one of `dataset`, `images` and `load_dataset_config` (given: {given})")
         if bool(self.images) != bool(self.prompt):
-            raise ValueError("images and prompt go together: give the folder or glob, and what to ask about each image")
+            raise ValueError("`images` and `prompt` go together: give the folder or glob, and what to ask about each image")
         return self
 
 

@@ -19,6 +19,8 @@ from yivl_core.inference.stopping import StopChecker
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.processor import ModelInputs, Processor
 
+_NO_TOKEN = -1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -55,8 +57,8 @@ def generate(
     requests: Sequence[Request],
     params: SamplingParams,
     max_new_tokens: int,
-) -> list[Completion]:
-    """An answer to each request, in order.
+) -> list[Completion | None]:
+    """An answer to each request, in order; None where the logits were no finite numbers, as overflowing float16 gives them.
 
     Args:
         model: with or without an adapter, in evaluation mode.
@@ -72,6 +74,7 @@ def generate(
     generators = [params.make_generator(request.sample_id) for request in requests]
     device = model.lm_head.weight.device
     input_ids, attention_mask = (tensor.to(device) for tensor in _pad_left(requests))  # [B, S]
+    lost: set[int] = set()
     seen = _seen(model, requests) if params.repetition_penalty != 1 else None
     decoder, cache = model.model.language_model, DynamicCache(config=model.config.text_config)
     embeds = model.model.embed(input_ids, _pixel_values(model, processor, requests))  # [B, S, D]
@@ -81,14 +84,19 @@ def generate(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=True
         )
         logits = model.lm_head(outputs.last_hidden_state[:, -1]).float()  # [B, V]
-        token_ids = sample(logits, params, generators, seen)  # [B]
-        for row, token_id in enumerate(token_ids.tolist()):  # waits for the GPU
-            if checkers[row].finish_reason is None:
-                checkers[row].append(token_id)
-                if seen is not None:
-                    mark_seen(seen, row, [token_id])
-        if all(checker.finish_reason for checker in checkers):
-            return [_completion(checker) for checker in checkers]
+        is_finite = logits.isfinite().all(dim=-1)  # [B]
+        token_ids = sample(logits.masked_fill(~is_finite[:, None], 0.0), params, generators, seen)  # [B]
+        for row, token_id in enumerate(torch.where(is_finite, token_ids, _NO_TOKEN).tolist()):  # waits for the GPU
+            if row in lost or checkers[row].finish_reason:
+                continue
+            if token_id == _NO_TOKEN:
+                lost.add(row)
+                continue
+            checkers[row].append(token_id)
+            if seen is not None:
+                mark_seen(seen, row, [token_id])
+        if all(row in lost or checker.finish_reason for row, checker in enumerate(checkers)):
+            return [None if row in lost else _completion(checker) for row, checker in enumerate(checkers)]
         embeds = model.model.get_input_embeddings()(token_ids.unsqueeze(1))  # [B, 1, D]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(requests), 1)], dim=1)
         position_ids = position_ids[:, -1:] + 1

@@ -5,18 +5,8 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
-from yivl_core.errors import CheckpointError
-from yivl_core.model.files import IMAGE_TOKEN_INDEX, CheckpointFiles, open_checkpoint
-
-_TEXT_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling",
-    "attention_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-)  # fmt: skip
-_VISION_KEYS = (
-    "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "num_channels",
-    "image_size", "patch_size", "hidden_act", "layer_norm_eps", "attention_dropout", "initializer_range", "initializer_factor",
-)  # fmt: skip
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
+from yivl_core.model.files import CheckpointFiles, open_checkpoint
 
 
 class YiVLConfig(PreTrainedConfig):
@@ -64,21 +54,12 @@ def read_config(checkpoint: CheckpointFiles | str | Path) -> YiVLConfig:
     """The configuration of a checkpoint in either layout.
 
     Raises:
-        CheckpointError: the folder is no Yi-VL checkpoint, or a key that decides a shape is missing.
+        CheckpointError: as `open_checkpoint`.
     """
     files = checkpoint if isinstance(checkpoint, CheckpointFiles) else open_checkpoint(checkpoint)
-    if files.layout == "transformers":
-        return YiVLConfig(**{key: value for key, value in files.config.items() if key != "model_type"})
-    missing = [key for key in (*_TEXT_KEYS[:6], "rope_theta", "rms_norm_eps") if key not in files.config]
-    if missing:
-        raise CheckpointError(f"{files.folder / 'config.json'}: lacks {', '.join(missing)}; fetch the file again")
-    if files.config.get("mm_vision_select_feature", "patch") != "patch":
-        raise CheckpointError(f"{files.folder / 'config.json'}: mm_vision_select_feature is not 'patch', the only one of Yi-VL")
-    text = {key: files.config[key] for key in _TEXT_KEYS if files.config.get(key) is not None}
-    vision = {key: files.vision_config[key] for key in _VISION_KEYS if key in files.vision_config}
     return YiVLConfig(
-        text_config=LlamaConfig(**text, pad_token_id=None, use_cache=True),
-        vision_config=CLIPVisionConfig(**vision),
-        mm_vision_select_layer=files.config.get("mm_vision_select_layer", -2),
-        tie_word_embeddings=bool(files.config.get("tie_word_embeddings", False)),
+        text_config=LlamaConfig(**files.text_config, pad_token_id=None, use_cache=True),
+        vision_config=CLIPVisionConfig(**files.vision_config),
+        mm_vision_select_layer=files.mm_vision_select_layer,
+        tie_word_embeddings=False,
     )

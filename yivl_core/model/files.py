@@ -13,21 +13,27 @@ The transformers layout is what `yivl export --layout transformers` writes: a ne
 `model*.safetensors`, and the preprocessor and tokenizer files beside them.
 """
 
-import json
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from yivl_core.digests import digest_file, digest_files, digest_json
 from yivl_core.errors import CheckpointError
+from yivl_core.model.config_keys import PublishedKeys, TransformersKeys, VisionKeys
+from yivl_core.model.json_files import FileKeys, check_keys, read_json, read_keys
 
-# Marks the place of an image token in input_ids; the original code's number (01-ai/Yi, VL/llava/model/constants.py).
-IMAGE_TOKEN_INDEX = -200
 PUBLISHED_PROJECTOR = "mlp2x_gelu_Norm"
 ABOUT_FILE = "yivl.json"  # beside an adapter and a merged checkpoint: what they were made of, and which rows were held out
+RANDOM_KIND = "random"  # what that file calls a checkpoint with random weights
 HELD_OUT_FILE = "val.jsonl"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+_PLACE_OF_ADAPTER = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")
 _WEIGHT_STEMS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +43,10 @@ class CheckpointFiles:
     Attributes:
         folder: the checkpoint folder, a hub cache resolved to its snapshot.
         layout: which of the two layouts it has.
-        config: content of config.json.
-        vision_config: content of the vision tower's config.
+        config: content of config.json, all of it.
+        text_config: the keys of the decoder that are read, checked; under the names of LlamaConfig.
+        vision_config: the same of the vision tower; under the names of CLIPVisionConfig.
+        mm_vision_select_layer: which hidden state of the tower is the feature.
         preprocessor_path: the preprocessor_config.json of the vision tower.
         weight_paths: weight files, in the order of their names.
         vision_folder: `vit/NAME` of the published layout.
@@ -48,7 +56,9 @@ class CheckpointFiles:
     folder: Path
     layout: Literal["published", "transformers"]
     config: dict[str, Any]
+    text_config: dict[str, Any]
     vision_config: dict[str, Any]
+    mm_vision_select_layer: int
     preprocessor_path: Path
     weight_paths: tuple[Path, ...]
     vision_folder: Path | None
@@ -62,13 +72,12 @@ class CheckpointFiles:
     @property
     def max_positions(self) -> int:
         """The longest sequence that the language model was made for, in tokens."""
-        text = self.config if self.layout == "published" else self.config["text_config"]
-        return int(text["max_position_embeddings"])
+        return int(self.text_config["max_position_embeddings"])
 
     def digest(self) -> str:
         """sha256 (hex) over the files that decide what the model computes: configs, weights, tokenizer, preprocessor."""
         paths = [self.folder / "config.json", self.preprocessor_path, *self.weight_paths, *self.vision_weight_paths]
-        paths += [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).exists()]
+        paths += [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
         if self.vision_folder is not None:
             paths.append(self.vision_folder / "config.json")
         return digest_files(self.folder, {path.relative_to(self.folder).as_posix() for path in paths})
@@ -78,19 +87,21 @@ def open_checkpoint(folder: str | Path) -> CheckpointFiles:
     """The files of a checkpoint folder, or of a Hugging Face hub cache folder (`models--OWNER--NAME` or a snapshot in it).
 
     Raises:
-        CheckpointError: the folder is not there, is not a Yi-VL checkpoint, or lacks a file; the message names it.
+        CheckpointError: the folder is not there, is not a Yi-VL checkpoint, lacks a file, or has a configuration with a value
+            that cannot be right; the message names file, key and value.
     """
     path = _resolve_hub_cache(Path(folder).expanduser())
-    if not path.is_dir():
+    if not _is_folder(path):
         raise CheckpointError(f"{folder}: there is no such folder; give the folder that holds config.json and the weights")
     config = read_json(path / "config.json", "every checkpoint has one; is this the folder of a model?")
     if config.get("model_type") == "yi_vl":
         return _open_transformers(path, config)
     if "mm_vision_tower" not in config:
-        remedy = "an adapter is given as --adapter, with its base as --model" if (path / "adapter_config.json").exists() else ""
+        is_adapter = (path / "adapter_config.json").exists()
+        remedy = "an adapter is given as --adapter, with its base as --model" if is_adapter else "fetch a Yi-VL model's folder"
         raise CheckpointError(
-            f"{path / 'config.json'}: no Yi-VL checkpoint (model_type {config.get('model_type')!r} without mm_vision_tower)"
-            + (f"; {remedy}" if remedy else "")
+            f"{path / 'config.json'}: no Yi-VL checkpoint (model_type {reprlib.repr(config.get('model_type'))} "
+            f"without mm_vision_tower); {remedy}"
         )
     return _open_published(path, config)
 
@@ -101,7 +112,7 @@ def checkpoint_digest(folder: str | Path) -> str:
 
 
 def adapter_digest(folder: str | Path) -> str:
-    """sha256 (hex) of what an adapter computes: its tensors, rank and scale, not the place of its base.
+    """sha256 (hex) of what an adapter computes: its tensors and settings, not the place of its base or the version of PEFT.
 
     Raises:
         CheckpointError: the folder is no adapter folder; the message names the missing file.
@@ -109,9 +120,13 @@ def adapter_digest(folder: str | Path) -> str:
     path = Path(folder)
     config = read_adapter_config(path)
     weights = _existing(path / "adapter_model.safetensors", "it holds the adapter's weights")
-    return digest_json(
-        [digest_file(weights), {key: config.get(key) for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")}]
-    )
+    settings = {key: sorted(value) if _is_set(value) else value for key, value in config.items() if key not in _PLACE_OF_ADAPTER}
+    return digest_json([digest_file(weights), settings])
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a setting is a list of names, which PEFT writes in any order."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -129,36 +144,35 @@ def read_about(folder: Path) -> dict[str, Any]:
     return read_json(path, "it says what this was made of") if path.exists() else {}
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def _check_weight_name(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.suffix not in _WEIGHT_SUFFIXES:
+        raise ValueError(f"it should be a {' or '.join(_WEIGHT_SUFFIXES)} file in this folder")
+    return name
 
-    Raises:
-        CheckpointError: no such file (the message ends with `remedy`), or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: file is missing; {remedy}") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); fetch the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__} where an object belongs; fetch the file again")
-    return value
+
+class _WeightIndex(FileKeys):
+    weight_map: dict[str, Annotated[str, AfterValidator(_check_weight_name)]] = Field(min_length=1)
 
 
 def _open_published(path: Path, config: dict[str, Any]) -> CheckpointFiles:
     projector = config.get("mm_projector_type")
     if projector != PUBLISHED_PROJECTOR:
         raise CheckpointError(
-            f"{path / 'config.json'}: mm_projector_type is {projector!r}; Yi-VL has {PUBLISHED_PROJECTOR!r}, "
+            f"{path / 'config.json'}: mm_projector_type is {reprlib.repr(projector)}; Yi-VL has {PUBLISHED_PROJECTOR!r}, "
             "other LLaVA models are not read"
         )
-    vision_folder = _find_vision_folder(path, str(config["mm_vision_tower"]))
+    keys = check_keys(PublishedKeys, config, path / "config.json")
+    vision_folder = _find_vision_folder(path, keys.mm_vision_tower)
+    vision = read_keys(VisionKeys, vision_folder / "config.json", "the vision tower needs its config")
+    _check_select_layer(path / "config.json", keys.mm_vision_select_layer, vision)
     return CheckpointFiles(
         folder=path,
         layout="published",
         config=config,
-        vision_config=read_json(vision_folder / "config.json", "the vision tower needs its config"),
+        text_config={key: value for key, value in _dump(keys).items() if not key.startswith("mm_")},
+        vision_config=_dump(vision),
+        mm_vision_select_layer=keys.mm_vision_select_layer,
         preprocessor_path=_existing(vision_folder / "preprocessor_config.json", "it says how images are prepared"),
         weight_paths=_find_weights(path),
         vision_folder=vision_folder,
@@ -167,11 +181,15 @@ def _open_published(path: Path, config: dict[str, Any]) -> CheckpointFiles:
 
 
 def _open_transformers(path: Path, config: dict[str, Any]) -> CheckpointFiles:
+    keys = check_keys(TransformersKeys, config, path / "config.json")
+    _check_select_layer(path / "config.json", keys.mm_vision_select_layer, keys.vision_config)
     return CheckpointFiles(
         folder=path,
         layout="transformers",
         config=config,
-        vision_config=config["vision_config"],
+        text_config=_dump(keys.text_config),
+        vision_config=_dump(keys.vision_config),
+        mm_vision_select_layer=keys.mm_vision_select_layer,
         preprocessor_path=_existing(path / "preprocessor_config.json", "it says how images are prepared"),
         weight_paths=_find_weights(path),
         vision_folder=None,
@@ -179,13 +197,27 @@ def _open_transformers(path: Path, config: dict[str, Any]) -> CheckpointFiles:
     )
 
 
+def _dump(keys: FileKeys) -> dict[str, Any]:
+    return keys.model_dump(exclude_none=True)
+
+
+def _check_select_layer(path: Path, layer: int, vision: VisionKeys) -> None:
+    """The hidden states are the tower's input and the output of each layer; they may be counted from the end."""
+    num_states = vision.num_hidden_layers + 1
+    if not -num_states <= layer < num_states:
+        raise CheckpointError(
+            f"{path}: mm_vision_select_layer is {layer}; with the vision tower's {num_states - 1} layers it should be "
+            f"{-num_states} to {num_states - 1} (Yi-VL has -2); correct it, or fetch the file again"
+        )
+
+
 def _resolve_hub_cache(path: Path) -> Path:
     """`models--OWNER--NAME` holds `refs/main` (a commit) and `snapshots/COMMIT`, which is the checkpoint folder."""
-    if not (path / "snapshots").is_dir():
+    if not _is_folder(path / "snapshots"):
         return path
     reference = path / "refs" / "main"
     if reference.is_file():
-        return path / "snapshots" / reference.read_text(encoding="utf-8").strip()
+        return path / "snapshots" / reference.read_text(encoding="utf-8", errors="replace").strip()
     snapshots = sorted((path / "snapshots").iterdir())
     if len(snapshots) != 1:
         names = ", ".join(snapshot.name for snapshot in snapshots) or "none"
@@ -200,10 +232,11 @@ def _find_vision_folder(path: Path, mm_vision_tower: str) -> Path:
     if not relative.is_absolute() and ".." not in relative.parts:
         candidates.insert(0, path / relative)
     for candidate in candidates:
-        if candidate.is_dir():
+        if relative.name not in ("", "..") and _is_folder(candidate):
             return candidate
     raise CheckpointError(
-        f"{path}: vision tower {mm_vision_tower!r} of config.json is missing; fetch the folder vit/ of the repository too"
+        f"{path}: vision tower {mm_vision_tower!r} of config.json is missing (key mm_vision_tower); fetch the folder vit/ of the "
+        "repository too"
     )
 
 
@@ -211,12 +244,10 @@ def _find_weights(folder: Path, *, optional: bool = False) -> tuple[Path, ...]:
     for stem in _WEIGHT_STEMS:
         index_path = folder / f"{stem}.index.json"
         if index_path.exists():
-            weight_map = read_json(index_path, "it names the weight files").get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise CheckpointError(f"{index_path}: has no weight_map; fetch the file again")
-            return tuple(_existing(folder / name, f"{index_path.name} names it") for name in sorted(set(weight_map.values())))
+            names = set(read_keys(_WeightIndex, index_path, "it names the weight files").weight_map.values())
+            return tuple(_existing(folder / name, f"{index_path.name} names it") for name in sorted(names))
         if (folder / stem).exists():
-            return (folder / stem,)
+            return (_existing(folder / stem, "it holds the weights"),)
     if optional:
         return ()
     raise CheckpointError(
@@ -225,6 +256,20 @@ def _find_weights(folder: Path, *, optional: bool = False) -> tuple[Path, ...]:
 
 
 def _existing(path: Path, reason: str) -> Path:
-    if not path.is_file():
+    if _is_folder(path):
+        raise CheckpointError(f"{path}: is a folder where a file belongs ({reason}); remove it and fetch the file")
+    if not _is(path, Path.is_file):
         raise CheckpointError(f"{path}: file is missing ({reason}); fetch it again")
     return path
+
+
+def _is_folder(path: Path) -> bool:
+    return _is(path, Path.is_dir)
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Names that come from a file can be ones that no file can have, too long for instance."""
+    try:
+        return kind(path)
+    except OSError:
+        return False

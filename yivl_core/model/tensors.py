@@ -82,7 +82,9 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
 
     def lazy_slice(name: str) -> LazyTensor:
         part = file.get_slice(name)
-        return LazyTensor(tuple(part.get_shape()), _SAFETENSORS_DTYPES[part.get_dtype()], lambda: file.get_tensor(name))
+        if (dtype := _SAFETENSORS_DTYPES.get(part.get_dtype())) is None:
+            raise CheckpointError(f"{path}: {name} is of type {part.get_dtype()}, which is not read; fetch or convert it again")
+        return LazyTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
 
     return {name: lazy_slice(name) for name in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
 

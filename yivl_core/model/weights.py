@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from yivl_core.errors import CheckpointError, ConfigurationError
+from yivl_core.errors import CheckpointError
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles, open_checkpoint
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -135,11 +135,7 @@ def write_checkpoint(
         _write_transformers_config(folder, source, tensors["lm_head.weight"].dtype)
         _write_shards(folder, dict(tensors), max_shard_bytes)
         return
-    if source.vision_folder is None:
-        raise ConfigurationError(
-            f"{source.folder}: is in the transformers layout, from which the published one cannot be made; "
-            "give --layout transformers"
-        )
+    assert source.vision_folder is not None, "the published layout cannot be made from the transformers layout"
     _copy_small_files(source.folder, folder)
     (folder / "config.json").write_text(
         json.dumps({**source.config, "mm_vision_tower": f"./vit/{source.vision_folder.name}"}, indent=2, ensure_ascii=False)

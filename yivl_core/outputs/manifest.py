@@ -26,6 +26,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,20 @@ def environment() -> dict[str, Any]:
 
 
 def code() -> dict[str, Any]:
-    """Which code ran: version, digest of the source files, and the git commit if they are a checkout."""
+    """Which code ran: version, digest of the source files, and the git commit if they are a checkout.
+
+    Looked up once: a process runs the code that it has loaded, whatever becomes of the files.
+    """
     return {"version": _package_version("yivl"), "digest": code_digest(), **_git_state()}
 
 
+@cache
 def code_digest() -> str:
     """sha256 (hex) over the names and contents of the source files of `yivl_core`."""
     return digest_files(_SOURCE, [path.relative_to(_SOURCE).as_posix() for path in _SOURCE.rglob("*.py")])
 
 
+@cache
 def _package_version(name: str) -> str | None:
     try:
         return version(name)
@@ -123,6 +129,7 @@ def _gpu_name() -> str | None:
     return str(torch.cuda.get_device_name())
 
 
+@cache
 def _git_state() -> dict[str, Any]:
     """The commit and whether tracked files differ from it; both null where the source is not a git checkout of its own."""
     if not (_SOURCE.parent / ".git").exists():

@@ -28,6 +28,10 @@ _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _BATCH_ROWS = 1000
 
 
+class DamagedPartError(OutputError):
+    """A part that cannot be read as it was written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictionImage:
     """One image of a row: its address as given, and what could be found out about it (sha256 in hex, size in pixels)."""
@@ -141,6 +145,19 @@ def read_predictions(output: str) -> Iterator[Prediction]:
             yield prediction
 
 
+def is_part_whole(output: str, file_name: str, records: range) -> bool:
+    """Whether a part can be read from end to end and holds just these records.
+
+    Raises:
+        OutputError: it has another schema, so another yivl wrote it: nothing that may be written over.
+        StorageError: it cannot be opened.
+    """
+    try:
+        return [prediction.record_index for prediction in _read_part(join(output, PARTS_FOLDER, file_name))] == list(records)
+    except DamagedPartError:
+        return False
+
+
 class ContentDigest:
     """sha256 over all columns but timings and source, row by row: the same however the rows are split into parts."""
 
@@ -185,8 +202,8 @@ def _read_part(url: str) -> Iterator[Prediction]:
         except (pa.ArrowException, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk or the network, not the content
-            raise OutputError(
-                f"{url} is damaged ({error}); delete this file and run the same `yivl infer` with --resume"
+            raise DamagedPartError(
+                f"{url} is damaged ({error}); run the same `yivl infer` with --resume to write it again"
             ) from error
 
 

@@ -8,27 +8,21 @@ A published part is the mark that its shard is done. Two workers that write the 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
 from yivl_core.digests import canonical_json
-from yivl_core.errors import DatasetError, OutputError
-from yivl_core.outputs.predictions import PARTS_FOLDER, Prediction, list_parts, write_part
+from yivl_core.errors import DatasetError, IncompleteError, OutputError
+from yivl_core.outputs.predictions import PARTS_FOLDER, Prediction, is_part_whole, list_parts, write_part
 from yivl_core.outputs.sample_ids import find_repeats, numbered
 from yivl_core.progress import OnProgress, ignore_progress
 from yivl_core.storage import exists, join, list_files, publish_bytes, read_bytes
 
 PLAN_NAME = "plan.json"
 PLAN_VERSION = 1
-
-
-class IncompleteError(OutputError):
-    """Parts of the predictions are missing: the run that writes them has not finished."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +141,23 @@ def missing_shards(plan: ShardPlan) -> tuple[Shard, ...]:
     """The shards whose part is not published yet, in record order."""
     published = set(list_parts(plan.output))
     return tuple(shard for shard in plan.shards if shard.file_name not in published)
+
+
+def shards_to_do(plan: ShardPlan, among: Container[int] | None = None) -> tuple[Shard, ...]:
+    """The shards whose part is not published yet, or is damaged, in record order; published parts are read from end to end.
+
+    Args:
+        plan: of the output folder.
+        among: the shards that are asked about; None: all.
+
+    Raises:
+        OutputError, StorageError: as `is_part_whole`.
+    """
+    missing = {shard.index for shard in missing_shards(plan)}
+    asked = (shard for shard in plan.shards if among is None or shard.index in among)
+    return tuple(
+        shard for shard in asked if shard.index in missing or not is_part_whole(plan.output, shard.file_name, shard.records)
+    )
 
 
 def publish_shard(plan: ShardPlan, shard: Shard, predictions: Sequence[Prediction]) -> None:

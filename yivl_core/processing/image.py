@@ -6,20 +6,57 @@ resizing on every machine, since other bicubic filters, torchvision's among them
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from yivl_core.data.decoding import ImageError
-from yivl_core.errors import CheckpointError
-from yivl_core.model.files import read_json
+from yivl_core.model.config_keys import SidePx
+from yivl_core.model.json_files import FileKeys, only, read_keys
 
 # Pillow keeps four bytes a pixel: 64 rows of the longest image that is taken make 17 MB.
 _BAND_ROWS = 64
 MAX_SIDE_PX = 65_535
+
+
+def _side(size: Any) -> Any:
+    """`448`, `{"shortest_edge": 448}` and `{"height": 448, "width": 448}` all say 448."""
+    if not isinstance(size, dict):
+        return size
+    sides = list(size.values())
+    if set(size) not in ({"shortest_edge"}, {"height", "width"}) or sides[0] != sides[-1]:
+        raise ValueError("it should be the side of a square: a number, a shortest_edge, or height and width alike")
+    return sides[0]
+
+
+_Side = Annotated[SidePx, BeforeValidator(_side)]
+_Step = Annotated[bool, only(True)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
+class _PreprocessorKeys(FileKeys):
+    do_resize: _Step = True
+    do_center_crop: _Step = True
+    do_rescale: _Step = True
+    do_normalize: _Step = True
+    size: _Side
+    crop_size: _Side
+    image_mean: list[_Mean] = Field(min_length=3, max_length=3)
+    image_std: list[_Deviation] = Field(min_length=3, max_length=3)
+    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)
+    resample: int = Field(default=Image.Resampling.BICUBIC, ge=0, le=5)
+
+    @field_validator("crop_size")
+    @classmethod
+    def _crops_nothing(cls, crop_size: int, info: ValidationInfo) -> int:
+        if crop_size != info.data.get("size", crop_size):
+            raise ValueError(f"size is {info.data['size']}, and Yi-VL never crops")
+        return crop_size
 
 
 class ImagePreprocessor:
@@ -54,29 +91,17 @@ class ImagePreprocessor:
         """The preprocessor that a `preprocessor_config.json` describes.
 
         Raises:
-            CheckpointError: the file is missing, or asks for something else than CLIP's preparation of a padded square.
+            CheckpointError: the file is missing or broken, or asks for something else than CLIP's preparation of a padded square.
         """
         path = Path(path)
-        config = read_json(path, "it says how images are prepared; copy it from the model's repository")
-        skipped = [step for step in ("resize", "center_crop", "rescale", "normalize") if not config.get(f"do_{step}", True)]
-        if skipped:
-            raise CheckpointError(f"{path}: do_{skipped[0]} is false, but Yi-VL needs all of CLIP's steps; fetch the file again")
-        try:
-            size_px, crop_px = _side(config["size"]), _side(config["crop_size"])
-            preprocessor = cls(
-                image_size_px=size_px,
-                image_mean=_three_floats(config["image_mean"]),
-                image_std=_three_floats(config["image_std"]),
-                rescale_factor=float(config.get("rescale_factor", 1 / 255)),
-                resample=int(config.get("resample", Image.Resampling.BICUBIC)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: a key is missing or malformed ({error!r}); fetch the file again") from error
-        if size_px != crop_px:
-            raise CheckpointError(
-                f"{path}: size {size_px} and crop_size {crop_px} differ, but Yi-VL never crops; fetch the file again"
-            )
-        return preprocessor
+        keys = read_keys(_PreprocessorKeys, path, "it says how images are prepared; copy it from the model's repository")
+        return cls(
+            image_size_px=keys.size,
+            image_mean=keys.image_mean,
+            image_std=keys.image_std,
+            rescale_factor=keys.rescale_factor,
+            resample=keys.resample,
+        )
 
     def to_square(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """An RGB image of any shape, centred on a square of the mean colour and resized: uint8 `[S, S, 3]`.
@@ -112,16 +137,3 @@ class ImagePreprocessor:
         """
         table = self._table.to(pixels.device)
         return torch.stack([table[channel][pixels[..., channel].int()] for channel in range(3)], dim=1)
-
-
-def _side(size: Any) -> int:
-    """`448`, `{"shortest_edge": 448}` and `{"height": 448, "width": 448}` all say 448."""
-    sides = set(size.values()) if isinstance(size, dict) else {size}
-    if len(sides) != 1:
-        raise ValueError(f"not a square: {size}")
-    return int(sides.pop())
-
-
-def _three_floats(values: Any) -> list[float]:
-    red, green, blue = values
-    return [float(red), float(green), float(blue)]

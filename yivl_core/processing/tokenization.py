@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
+from pydantic import ConfigDict, Field, RootModel
 
 from yivl_core.data.records import ImageSlot
 from yivl_core.errors import CheckpointError, DatasetError
-from yivl_core.model.files import IMAGE_TOKEN_INDEX, read_json
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX, TokenId
+from yivl_core.model.json_files import FileKeys, read_keys
 from yivl_core.processing.prompt import Prompt
 
 # No loss in labels; the original code's number (01-ai/Yi, VL/llava/model/constants.py), and PyTorch's.
@@ -210,19 +213,26 @@ def _any_of(texts: Iterable[str]) -> str:
     return f"(?:{'|'.join(map(re.escape, longest_first))})"
 
 
+class _AddedToken(FileKeys):
+    content: str = Field(min_length=1)
+
+
+class _TokenizerKeys(FileKeys):
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^[0-9]{1,7}$")], _AddedToken] = Field(default_factory=dict)
+
+
+class _AddedTokens(RootModel[dict[Annotated[str, Field(min_length=1)], TokenId]]):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
 def _read_added_tokens(folder: Path) -> dict[str, int]:
     tokens: dict[str, int] = {}
     listed, described = folder / "added_tokens.json", folder / "tokenizer_config.json"
-    try:
-        if described.exists():
-            decoder = read_json(described, "").get("added_tokens_decoder", {})
-            tokens |= {str(token["content"]): int(token_id) for token_id, token in decoder.items()}
-        if listed.exists():
-            tokens |= {text: int(token_id) for text, token_id in read_json(listed, "").items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: added_tokens.json or tokenizer_config.json does not list tokens as usual ({error!r}); fetch both again"
-        ) from error
+    if described.exists():
+        decoder = read_keys(_TokenizerKeys, described, "").added_tokens_decoder
+        tokens |= {token.content: int(token_id) for token_id, token in decoder.items()}
+    if listed.exists():
+        tokens |= read_keys(_AddedTokens, listed, "").root
     if not tokens:
         raise CheckpointError(f"{folder}: neither added_tokens.json nor tokenizer_config.json names any token; fetch both again")
     return tokens

@@ -4,7 +4,7 @@
 checkpoints/step-000050/
     adapter_config.json  adapter_model.safetensors    the adapter, as PEFT reads it
     optimizer.safetensors                             AdamW's two means of each parameter
-    state.json                                        the step, and which step was best so far
+    state.json                                        the step, which step was best so far, the loss scale of float16
 ```
 
 Order, learning rate and random numbers follow from the step alone (`schedule.py`), so nothing else has to be kept.
@@ -13,16 +13,19 @@ Order, learning rate and random numbers follow from the step alone (`schedule.py
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 
+from yivl_core.errors import CheckpointError
 from yivl_core.model.adapters import ADAPTER_FILE, save_adapter
 from yivl_core.model.tensors import open_tensors, save_tensors
 from yivl_core.storage import publish_folder
 
+_OPTIMIZER_FILE = "optimizer.safetensors"
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -34,11 +37,13 @@ class TrainingState:
         step: optimizer steps made.
         best_step: the step with the lowest validation loss so far; 0 before the first evaluation.
         best_loss: that loss; None before the first evaluation.
+        scaler: state of the loss scaler (`torch.amp.GradScaler`); empty where the loss is not scaled.
     """
 
     step: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
     def at(self, step: int) -> "TrainingState":
         """The same with more steps made."""
@@ -59,7 +64,7 @@ def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimiz
     """
     with publish_folder(step_folder(folder, state.step)) as temporary:
         save_adapter(model, temporary)
-        save_tensors(temporary / "optimizer.safetensors", _flatten(optimizer))
+        save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
         (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     for step in saved_steps(folder):
         if step not in (state.step, state.best_step):
@@ -67,15 +72,23 @@ def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimiz
 
 
 def load_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Put the newest checkpoint below `folder` into model and optimizer; a state of step 0 where there is none."""
-    steps = saved_steps(folder)
-    if not steps:
-        return TrainingState()
-    newest = step_folder(folder, steps[-1])
-    weights = {name: tensor.load() for name, tensor in open_tensors((newest / ADAPTER_FILE,)).items()}
-    set_peft_model_state_dict(model, weights)
-    _restore(optimizer, {name: tensor.load() for name, tensor in open_tensors((newest / "optimizer.safetensors",)).items()})
-    return TrainingState(**json.loads((newest / "state.json").read_text(encoding="utf-8")))
+    """Put the newest checkpoint below `folder` into model and optimizer; a state of step 0 where there is none.
+
+    A checkpoint of which a file is lost or damaged, or whose best one is, does not count: the steps after the one before it are
+    made again.
+    """
+    for step in reversed(saved_steps(folder)):
+        try:
+            state = TrainingState(**json.loads((step_folder(folder, step) / "state.json").read_text(encoding="utf-8")))
+            weights = _read_tensors(step_folder(folder, step) / ADAPTER_FILE)
+            moments = _read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE)
+            _read_tensors(step_folder(folder, state.best_step or step) / ADAPTER_FILE)
+        except (CheckpointError, FileNotFoundError, ValueError, TypeError):
+            continue
+        set_peft_model_state_dict(model, weights)
+        _restore(optimizer, moments)
+        return state
+    return TrainingState()
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -88,6 +101,10 @@ def saved_steps(folder: Path) -> list[int]:
 def step_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:06}"
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.load() for name, tensor in open_tensors((path,)).items()}
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

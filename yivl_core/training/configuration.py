@@ -44,7 +44,7 @@ class TrainingSettings(BaseModel):
         default=0.01,
         ge=0,
         lt=1,
-        description="share of the records held out (at least one, split by image), if no val_dataset is given",
+        description="share of the records held out (at least one, split by image), if no val_dataset is given; 0: none",
     )
     eval_steps: int = Field(
         default=50, ge=1, description="optimizer steps between evaluations; the last step is always evaluated"

@@ -2,6 +2,7 @@
 
 ```
 manifest.json       what decided the run; at the end also its result, which marks it as finished
+.lock               held while the run is worked on
 metrics.jsonl       one line a logged step and one an evaluation
 tensorboard/        the same figures as TensorBoard events
 plots/loss.png      training and validation loss over steps
@@ -14,23 +15,28 @@ dropped.jsonl       the records left out as too long
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from yivl_core.storage import is_temporary, publish_bytes, publish_file, storage_errors
+from yivl_core.storage import is_temporary, publish_bytes, publish_file, remove_unfinished, sole_user, storage_errors
+from yivl_core.training.result import ADAPTER_FOLDER
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
+METRICS_NAME = "metrics.jsonl"
+_LOCK = ".lock"
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
 
 
 class RunFolder:
-    """The folder of a run, new or to be gone on with; nothing is written to it before `begin`.
+    """The folder of a run, new or to be gone on with; nothing is written to it before it is `taken`.
 
     Args:
         path: the folder.
@@ -47,14 +53,8 @@ class RunFolder:
     def __init__(self, path: Path, content: Mapping[str, Any], *, resume: bool) -> None:
         self.path = path
         self._content = dict(content)
-        self._started = time.time()
-        self.result: dict[str, Any] | None = None
-        found = self._find(resume)
-        self._is_new = found is None
-        if found is not None:
-            self._check(found)
-            self.result = found.get("result")
-            self._started = found["times"]["started"]
+        self._resume = resume
+        self._look()
 
     @property
     def checkpoints(self) -> Path:
@@ -64,17 +64,43 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """Where the result lies."""
-        return self.path / "adapter"
+        return self.path / ADAPTER_FOLDER
 
-    def begin(self) -> None:
-        """Write the manifest of a new run: from now on the folder belongs to it."""
-        if self._is_new:
-            write_manifest(str(self.path / MANIFEST_NAME), self._content, {"started": self._started})
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of what decided the run: its manifest but for code, environment, paths and times."""
+        return digest_json({block: self._content[block] for block in _DECIDING})
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within this block no other process works on the run, and the folder has its manifest.
+
+        Raises:
+            BusyError: another process does.
+            OutputError: as above; the folder may have changed since.
+        """
+        with sole_user(self.path, self.path / _LOCK):
+            self._look()
+            for folder, pattern in ((self.checkpoints, "*"), (self.path, ADAPTER_FOLDER), (self.path, "*.json*")):
+                remove_unfinished(folder, pattern)
+            if self._is_new:
+                write_manifest(str(self.path / MANIFEST_NAME), self._content, {"started": self._started})
+            yield
 
     def finish(self, result: Mapping[str, Any]) -> str:
         """Write the result into the manifest, whose digest is returned."""
         times = {"started": self._started, "ended": time.time()}
         return write_manifest(str(self.path / MANIFEST_NAME), self._content | {"result": dict(result)}, times)
+
+    def _look(self) -> None:
+        found = self._find(self._resume)
+        self._is_new = found is None
+        self.result: dict[str, Any] | None = None
+        self._started = time.time()
+        if found is not None:
+            self._check(found)
+            self.result = found.get("result")
+            self._started = found["times"]["started"]
 
     def _find(self, resume: bool) -> dict[str, Any] | None:
         found = read_manifest(str(self.path / MANIFEST_NAME))
@@ -85,10 +111,10 @@ class RunFolder:
         return found
 
     def _holds_anything(self) -> bool:
-        """Whether there is more than datasets that were validated for the run, or what a killed start left half-written."""
+        """Whether there is more than what comes before a run: datasets validated for it, its lock, half-written files."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(path.name not in _DATASETS and not is_temporary(path.name) for path in self.path.iterdir())
+        return any(path.name not in (*_DATASETS, _LOCK) and not is_temporary(path.name) for path in self.path.iterdir())
 
     def _check(self, found: Mapping[str, Any]) -> None:
         lines = []
@@ -112,7 +138,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, last_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS_NAME
         self._plot_path = folder / "plots" / "loss.png"
         self._lines = [line for line in self._read() if line["step"] <= last_step]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
@@ -165,5 +191,8 @@ class Metrics:
         """Earlier lines; a last one that a killed run left unfinished is dropped."""
         if not self._path.exists():
             return []
-        lines = self._path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
+        try:
+            return [json.loads(line) for line in lines[:-1]]
+        except ValueError as error:
+            raise OutputError(f"{self._path}: is damaged ({error}); remove the run's folder, or choose another") from error

@@ -7,7 +7,7 @@ from itertools import chain
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
-from yivl_core.data.images import ImageStore
+from yivl_core.data.images import ImageError, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json
 from yivl_core.errors import DatasetError
@@ -84,10 +84,13 @@ class Samples:
         """The sample of a record, its images decoded.
 
         Raises:
-            ImageError: an image is gone, or is not what it was when the dataset was validated.
+            ImageError: an image is gone, or is not what it was when the dataset was validated; the record is named.
         """
         validated = self.validated(index)
-        images = [self._store.load(image.reference).image for image in validated.images]
+        try:
+            images = [self._store.load(image.reference).image for image in validated.images]
+        except ImageError as error:
+            raise ImageError(error.kind, f"{validated.source}: {error.message}", error.remedy) from error
         return self._processor.process(validated.record, images, with_response=True, max_length=self._limit)
 
     def rows(self, groups: Iterable[Sequence[int]], row_tokens: int) -> Iterator[list[PackedBatch]]:

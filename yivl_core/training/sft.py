@@ -5,7 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,7 @@ import torch
 from peft import PeftModel
 
 from yivl_core.data.dataset import ValidatedDataset, write_records
-from yivl_core.digests import digest_json
-from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError
+from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.model.adapters import add_adapter, find_targets
 from yivl_core.model.configuration import read_config
 from yivl_core.model.devices import resolve_device, resolve_dtype
@@ -26,12 +25,13 @@ from yivl_core.processing.processor import Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import local_path, publish_bytes, publish_folder
-from yivl_core.training.checkpoint import load_training, save_training, step_folder
+from yivl_core.training.checkpoint import TrainingState, load_training, save_training, step_folder
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.held_out import split_held_out
 from yivl_core.training.loss import row_loss, use_packed_attention
 from yivl_core.training.packing import PackedBatch
-from yivl_core.training.run_folder import Metrics, RunFolder
+from yivl_core.training.result import is_result_whole
+from yivl_core.training.run_folder import METRICS_NAME, Metrics, RunFolder
 from yivl_core.training.samples import Samples
 from yivl_core.training.schedule import count_steps, learning_rate, samples_of_step, step_seed
 
@@ -49,6 +49,7 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
         DatasetError: no validated dataset, nothing to train on, or an image that has changed since validation.
         CheckpointError: the base is not what it should be.
         OutputError: the output folder holds something else.
+        BusyError: another process trains in it.
         StorageError: a file cannot be written.
     """
     device = resolve_device(config.device)
@@ -57,19 +58,19 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     targets = _find_targets(base, config.target_modules)
     data = _Data(config, base, on_progress)
     folder = RunFolder(local_path(config.output, "a training run"), _manifest(config, data, device, dtype), resume=config.resume)
-    if folder.result and _is_there(folder, folder.result["adapter_digest"]):
+    if folder.result and is_result_whole(folder.path, folder.result["adapter_digest"]):
         return _summary(folder, folder.result)
     with torch.random.fork_rng():
         trainer = _Trainer(config, base, targets, data, folder, device, dtype, on_progress)
-        folder.begin()
-        data.write(folder.path)
-        try:
-            trainer.run()
-        except torch.OutOfMemoryError as error:
-            raise ConfigurationError(
-                f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
-            ) from error
-    return trainer.publish()
+        with folder.taken():
+            data.write(folder.path)
+            try:
+                trainer.run()
+            except torch.OutOfMemoryError as error:
+                raise ConfigurationError(
+                    f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
+                ) from error
+            return trainer.publish()
 
 
 class _Data:
@@ -98,6 +99,11 @@ class _Data:
             raise DatasetError(
                 f"{config.dataset}: no record to train on ({dataset.num_records} in it, {len(self.train.dropped)} of them longer "
                 f"than {self.max_length} tokens); raise max_length, or look at the dataset's report.md"
+            )
+        if config.val_dataset is None and config.val_fraction and not self.val_indices:
+            raise DatasetError(
+                f"{config.dataset}: no record can be held out, since all {len(self.train_indices)} that fit are one, or share an "
+                "image; give a `val_dataset`, or (to train without an evaluation) `val_fraction` 0"
             )
         if config.val_dataset is not None and not self.val_indices:
             raise DatasetError(
@@ -155,11 +161,15 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
         )
-        self.state = load_training(folder.checkpoints, self.adapted, self.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.state = TrainingState()
         self.is_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def run(self) -> None:
         """All steps that are left."""
+        if (self.folder.path / METRICS_NAME).is_file():  # a run whose figures are lost is made again
+            self.state = load_training(self.folder.checkpoints, self.adapted, self.optimizer)
+            self.scaler.load_state_dict(self.state.scaler)
         self.metrics = Metrics(self.folder.path, self.state.step)
         steps = range(self.state.step, self.total_steps)
         save_steps = self.config.save_steps or self.config.eval_steps
@@ -171,7 +181,8 @@ class _Trainer:
                 self._evaluate()
             if is_last or self.state.step % save_steps == 0 or self.state.best_step == self.state.step:
                 self._require_finite(self.state.step)
-                save_training(self.folder.checkpoints, self.adapted, self.optimizer, self.state)
+                state = replace(self.state, scaler=self.scaler.state_dict())
+                save_training(self.folder.checkpoints, self.adapted, self.optimizer, state)
         self.metrics.close()
 
     def publish(self) -> TrainingSummary:
@@ -184,7 +195,7 @@ class _Trainer:
             "dataset_digest": self.data.digests["digest"],
             "prompt_version": PROMPT_VERSION,
             "step": kept_step,
-            "training_digest": digest_json(_settings(config)),
+            "training_digest": folder.digest,
         }
         with publish_folder(folder.adapter) as temporary:
             for name in _ADAPTER_FILES:
@@ -216,17 +227,22 @@ class _Trainer:
         self.adapted.train()
         for row in rows:
             loss = row_loss(self.model, row, self.data.processor.preprocessor).total / num_learned
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.is_finite &= torch.isfinite(total + grad_norm)
+        # Where the loss is scaled, a gradient that overflows lowers the scale, and its step is left out.
+        self.is_finite &= torch.isfinite(total if self.scaler.is_enabled() else total + grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.total_steps:
             self._require_finite(step + 1)
-            figures = {"loss": total.item(), "grad_norm": grad_norm.item(), "learning_rate": rate}
+            figures = {"loss": total.item(), "learning_rate": rate}
+            if math.isfinite(norm := grad_norm.item()):
+                figures["grad_norm"] = norm
             self._log(step + 1, rows, figures, time.perf_counter() - started)
 
     def _log(self, step: int, rows: list[PackedBatch], figures: dict[str, float], seconds: float) -> None:
@@ -256,7 +272,8 @@ class _Trainer:
 
     def _require_finite(self, step: int) -> None:
         """No checkpoint and no figure comes of a step from which there is no way back."""
-        if not self.is_finite.item():  # waits for the GPU
+        is_learning = self.scaler.get_scale() >= 1  # below, gradients overflow however little they are scaled
+        if not (is_learning and self.is_finite.item()):  # waits for the GPU
             raise ConfigurationError(
                 f"step {step}: the loss or its gradient is no longer a finite number; lower the learning rate (now "
                 f"{self.config.learning_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints are kept"
@@ -296,13 +313,3 @@ def _manifest(config: TrainingConfig, data: _Data, device: torch.device, dtype: 
 def _summary(folder: RunFolder, result: dict[str, Any]) -> TrainingSummary:
     places = {"output": folder.path, "adapter": folder.adapter, "val_dataset": folder.path / HELD_OUT_FILE}
     return TrainingSummary(**result | {key: str(path) for key, path in places.items()})
-
-
-def _is_there(folder: RunFolder, digest: str) -> bool:
-    """Whether the run folder still holds the adapter that the run has made, and the same held-out rows beside it and in it."""
-    try:
-        is_same = adapter_digest(folder.adapter) == digest
-        held_out = [(path / HELD_OUT_FILE).read_bytes() for path in (folder.path, folder.adapter)]
-    except (CheckpointError, OSError):
-        return False
-    return is_same and held_out[0] == held_out[1] and (folder.adapter / ABOUT_FILE).is_file()

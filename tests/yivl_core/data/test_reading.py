@@ -140,7 +140,7 @@ def test_wrong_places_are_refused_at_once_by_name(tmp_path: Path) -> None:
         read_rows(str(tmp_path))
     with pytest.raises(DatasetError, match="this is not a validated dataset; make one with `yivl validate FILE --output"):
         read_inputs(InputSource(dataset=str(tmp_path)))
-    with pytest.raises(ConfigurationError, match="no input is named; give dataset, or images and prompt"):
+    with pytest.raises(ConfigurationError, match="no input is named; give `dataset`, or `images` and `prompt`"):
         read_inputs(InputSource())
     with pytest.raises(ConfigurationError, match="a dataset file has to end in"):
         read_inputs(InputSource(dataset=str(shutil.copy(path, tmp_path / "a.txt"))))
@@ -211,11 +211,11 @@ def test_names_that_only_tests_can_make_are_rows_too(make_image: Callable[..., P
 
 def test_a_prompt_that_cannot_be_asked_of_one_image_is_refused_before_reading(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(ConfigurationError, match="images are named without a prompt"):
+    with pytest.raises(ConfigurationError, match="`images` are named without a `prompt`"):
         read_inputs(InputSource(images=str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r'prompt "<image> or <image>\?": 2 <image> tag\(s\)'):
         read_inputs(InputSource(images=str(tmp_path), prompt="<image> or <image>?"))
-    with pytest.raises(ConfigurationError, match="goes with a dataset, not with images"):
+    with pytest.raises(ConfigurationError, match=r"`image_root` .* goes with a `dataset`, not with `images`"):
         read_inputs(InputSource(images=str(tmp_path), prompt="a", image_root=str(tmp_path)))
     (row,) = read_inputs(InputSource(images=str(tmp_path), prompt="Read <image>."))
     assert row.record is not None
@@ -250,6 +250,118 @@ def test_the_digest_of_a_file_is_that_of_its_bytes_limit_and_root(tmp_path: Path
     write_jsonl(path, [{"query": "b"}])
     others.add(digest_of(dataset=str(path)))
     assert len(others) == 4
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_json_list, write_csv])
+def test_the_digest_of_a_file_changes_with_the_images_that_it_names(
+    make_image: Callable[..., Path], tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    suffix = {write_jsonl: "jsonl", write_json_list: "json", write_csv: "csv"}[write]
+    rows = [{"query": "a", "images": ["a.png"]}, {"query": "both", "images": ["a.png", "sub/b.png"]}]
+    dataset = str(write(tmp_path / f"rows.{suffix}", rows))
+    make_image("a.png")
+    digests = [digest_of(dataset=dataset)]  # one image is missing
+    image = make_image("sub/b.png")
+    digests.append(digest_of(dataset=dataset))
+    assert digest_of(dataset=dataset) == digests[-1]
+    os.utime(image, ns=(0, 1))
+    digests.append(digest_of(dataset=dataset))
+    os.utime(image, ns=(0, 2))
+    digests.append(digest_of(dataset=dataset))
+    image.write_bytes(image.read_bytes() + b"more")
+    os.utime(image, ns=(0, 2))
+    digests.append(digest_of(dataset=dataset))
+    assert len(set(digests)) == 5
+    image.unlink()
+    assert digest_of(dataset=dataset) == digests[0]
+
+
+def test_images_are_swapped_between_rows_not_without_notice(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    dataset = str(write_jsonl(tmp_path / "rows.jsonl", [{"query": "a", "images": [name]} for name in ("a.png", "b.png")]))
+    os.utime(make_image("a.png"), ns=(0, 1))
+    os.utime(make_image("b.png"), ns=(0, 2))
+    digest = digest_of(dataset=dataset)
+    os.utime(tmp_path / "a.png", ns=(0, 2))
+    os.utime(tmp_path / "b.png", ns=(0, 1))
+    assert digest_of(dataset=dataset) != digest
+
+
+def test_behind_the_limit_images_do_not_count(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"query": "a", "images": [name]} for name in ("a.png", "b.png", "c.png")]
+    dataset = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    make_image("a.png")
+    digests = {limit: digest_of(dataset=dataset, limit=limit) for limit in (1, 2, 3)}
+    make_image("b.png")
+    assert [digest_of(dataset=dataset, limit=limit) == digests[limit] for limit in (1, 2, 3)] == [True, False, False]
+
+
+def test_the_digest_looks_for_images_below_the_root_that_is_named(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    dataset = str(write_jsonl(tmp_path / "rows.jsonl", [{"query": "a", "images": ["a.png"]}]))
+    root = str(tmp_path / "photos")
+    digests = {digest_of(dataset=dataset), digest_of(dataset=dataset, image_root=root)}
+    make_image("photos/a.png")
+    assert digest_of(dataset=dataset) in digests
+    digests.add(digest_of(dataset=dataset, image_root=root))
+    assert len(digests) == 3
+    make_image("a.png")
+    assert digest_of(dataset=dataset, image_root=root) in digests
+
+
+def test_images_that_cannot_be_used_count_as_such_and_none_is_opened(
+    make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused is not looked at either: a file outside the root may change as it likes."""
+    addresses = ["gone.png", "../out.png", "s3://b/c.png", "nul\0.png", "\ud800.png", "", "folder", "pipe.png", "x" * 300, "loop"]
+    rows: list[dict[str, Any]] = [{"query": "a", "images": [address]} for address in addresses]
+    path = tmp_path / "rows/rows.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"query": 1, "images": ["a.png"]}]) + "{broken\n")
+    outside = make_image("out.png")
+    (path.parent / "folder").mkdir()
+    os.mkfifo(path.parent / "pipe.png")
+    (path.parent / "loop").symlink_to("loop")
+    monkeypatch.setattr(ImageStore, "load", lambda *_: pytest.fail("an image was opened"))
+    digest = digest_of(dataset=str(path))
+    os.utime(outside, ns=(0, 0))
+    assert digest_of(dataset=str(path)) == digest
+    (path.parent / "pipe.png").unlink()
+    shutil.copy(outside, path.parent / "pipe.png")
+    assert digest_of(dataset=str(path)) != digest
+
+
+def test_the_right_to_read_an_image_counts(
+    make_image: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the system, since giving it changes neither size nor time; who runs the tests may have all rights."""
+    dataset = str(write_jsonl(tmp_path / "rows.jsonl", [{"query": "a", "images": ["a.png"]}]))
+    image = make_image("a.png")
+    readable = digest_of(dataset=dataset)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (image, os.R_OK))
+        assert digest_of(dataset=dataset) != readable
+    assert digest_of(dataset=dataset) == readable
+
+
+def test_images_that_a_validation_has_noted_count_by_that_note(
+    make_image: Callable[..., Path], write_rows: Callable[..., Path], validate: Callable[..., Any], tmp_path: Path
+) -> None:
+    image = make_image("a.png")
+    validated = validate(write_rows({"query": "a", "response": "1", "images": ["a.png"]}))
+    held_out = str(shutil.copy(validated.folder / "records.jsonl", tmp_path / "val.jsonl"))
+    digest = digest_of(dataset=held_out)
+    os.utime(image, ns=(0, 0))
+    assert digest_of(dataset=held_out) == digest
+    image.rename(tmp_path / "elsewhere.png")
+    assert digest_of(dataset=held_out) == digest
+
+
+def test_a_file_that_holds_no_records_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n")
+    with pytest.raises(DatasetError, match=r"a\.jsonl: the file holds no record"):
+        digest_of(dataset=str(tmp_path / "a.jsonl"))
+    with pytest.raises(ConfigurationError, match="no input is named"):
+        digest_of()
 
 
 def test_the_digest_of_a_folder_of_images_changes_with_what_is_in_it(make_image: Callable[..., Path], tmp_path: Path) -> None:

@@ -240,7 +240,8 @@ def test_the_digest_knows_content_and_order_and_nothing_of_places(
     assert digest(home / "data.json") == here
 
     (home / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]), encoding="utf-8")
-    assert (digest(home / "data.jsonl") == here) == (rows == rows[::-1])
+    content = [{**row, "images": row.get("images", [])} for row in rows]
+    assert (digest(home / "data.jsonl") == here) == (content == content[::-1])
     changed = [*rows[:-1], {**rows[-1], "response": rows[-1]["response"] + "!"}]
     (home / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
     assert digest(home / "data.jsonl") != here

@@ -2,23 +2,27 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
-from yivl_core.errors import DatasetError, OutputError
+from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import DatasetError, IncompleteError, OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.report import evaluate_predictions
 from yivl_core.outputs.manifest import write_manifest
 from yivl_core.outputs.predictions import Prediction, content_digest, write_part
-from yivl_core.outputs.shards import IncompleteError, plan_shards, publish_shard
+from yivl_core.outputs.shards import plan_shards, publish_shard
 from yivl_core.progress import Progress
+from yivl_core.storage import list_files, publish_bytes, read_bytes
 
 MakePrediction = Callable[..., Prediction]
 Rows = Sequence[tuple[str | None, str | None]]
@@ -154,6 +158,93 @@ def make_planned(output: Path, make_prediction: MakePrediction, num_shards_done:
     for shard in plan.shards[:num_shards_done]:
         publish_shard(plan, shard, [make_prediction(n, "a", "a") for n in shard.records])
     return str(output)
+
+
+def test_an_earlier_report_is_replaced(write_rows: Callable[..., str]) -> None:
+    assert evaluate(write_rows([("a", "b")]))[1]["format"] == "yivl evaluation report"
+    summary, report, page = evaluate(write_rows([("a", "a")], name="better"))
+    assert summary.cer == report["figures"]["all_rows"]["normalised"]["cer"]["value"] == 0
+    assert "Every answer equals a reference." in page
+
+
+NOT_A_REPORT = r"report/report\.json is no evaluation report, and would be overwritten; choose another folder"
+UNREADABLE = (
+    r"report/report\.json cannot be read as JSON, so nobody can tell whose it is; "
+    r"if it is a damaged evaluation report, remove it and report\.md, or choose another folder"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("report.json", b'{"format": "yivl validated dataset", "version": 1}', NOT_A_REPORT),
+        ("report.json", b'{"version": 1}', NOT_A_REPORT),
+        ("report.json", b'["yivl evaluation report"]', NOT_A_REPORT),
+        ("report.json", b'{"format": "yivl evaluation report", "ver', UNREADABLE),
+        ("report.json", b"", UNREADABLE),
+        ("report.json", b"\xff\xfe{}", UNREADABLE),
+        ("report.json", b"[" * 100_000, UNREADABLE),
+        (
+            "report.md",
+            b"# Minutes",
+            r"report/report\.md stands without the report\.json of an evaluation, and would be .*; remove it, or choose another",
+        ),
+    ],
+)
+def test_what_is_no_evaluation_report_is_never_overwritten(
+    write_rows: Callable[..., str], tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    folder, url = tmp_path / "report", f"memory://{uuid.uuid4().hex}/report"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    publish_bytes(f"{url}/{name}", content)
+    for output in (str(folder), url):
+        with pytest.raises(OutputError, match=message):
+            evaluate_predictions(EvaluationConfig(predictions=str(tmp_path / "not looked at"), output=output))
+        assert (list_files(output), read_bytes(f"{output}/{name}")) == ([name], content)
+        other = evaluate_predictions(EvaluationConfig(predictions=write_rows(ROWS), output=f"{output}/other"))
+        assert list_files(other.output) == ["report.json", "report.md"]
+
+
+def test_a_validated_dataset_is_never_overwritten(write_rows: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"query": "a", "response": "b"}\n')
+    folder = tmp_path / "validated"
+    validate_dataset(ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(folder)))
+    content = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OutputError, match=r"report\.json is no evaluation report"):
+        evaluate_predictions(EvaluationConfig(predictions=write_rows(ROWS), output=str(folder)))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_reading(tmp_path: Path) -> None:
+    (tmp_path / "report").touch()
+    with pytest.raises(OutputError, match=r"report: this is a file; name a folder for the report"):
+        evaluate(str(tmp_path / "not looked at"))
+
+
+def test_a_report_that_was_published_by_half_is_completed(
+    write_rows: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions = write_rows(ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr("yivl_core.evaluation.report.publish_bytes", publish_once(publish_bytes))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(predictions)
+    assert len(list((tmp_path / "report").iterdir())) == 1
+    evaluate(predictions)
+    assert len(list((tmp_path / "report").iterdir())) == 2
+
+
+def publish_once(publish: Callable[[str, bytes], None]) -> Callable[[str, bytes], None]:
+    published: list[str] = []
+
+    def publish_or_die(url: str, data: bytes) -> None:
+        if published:
+            raise KeyboardInterrupt
+        published.append(url)
+        publish(url, data)
+
+    return publish_or_die
 
 
 def test_unfinished_predictions_are_refused(tmp_path: Path, make_prediction: MakePrediction) -> None:

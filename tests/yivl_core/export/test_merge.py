@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from yivl_core.errors import CheckpointError, ConfigurationError, OutputError, StorageError
+from yivl_core.errors import BusyError, CheckpointError, ConfigurationError, OutputError, StorageError
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.export.merge import merge_adapter
 from yivl_core.model.adapters import add_adapter, find_targets, load_adapter, merge_tensors, save_adapter
 from yivl_core.model.files import CheckpointFiles, checkpoint_digest, open_checkpoint, read_about
 from yivl_core.model.random_checkpoint import write_random_checkpoint
-from yivl_core.model.tensors import LazyTensor
+from yivl_core.model.tensors import LazyTensor, lazy
 from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
 from yivl_core.progress import Progress
 from yivl_core.training.configuration import TrainingSummary
@@ -327,15 +327,19 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_anything_is_written(
     assert names(tmp_path) == ["adapter"]
 
 
-def test_the_transformers_layout_cannot_become_the_published_one(
-    trained: TrainingSummary, tiny_checkpoint: Path, tmp_path: Path
+def test_the_layout_is_the_bases_own_and_transformers_cannot_become_published(
+    trained: TrainingSummary, merged: MergeSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert open_checkpoint(merged.output).layout == "published"
     config = MergeConfig(adapter=trained.adapter, output=str(tmp_path / "base"), layout="transformers")
     base = merge_adapter(config).output
     adapter = make_adapter(Path(base), tmp_path / "adapter")
-    with pytest.raises(ConfigurationError, match=r"is in the transformers layout, from which the published one cannot be made"):
-        merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
-    again = merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged"), layout="transformers"))
+    with monkeypatch.context() as patch:
+        patch.delattr("yivl_core.export.merge.read_tensors")
+        with pytest.raises(ConfigurationError, match="is in the transformers layout, from which the published one cannot be"):
+            merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged"), layout="published"))
+    again = merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
+    assert open_checkpoint(again.output).layout == "transformers"
     expected = logits(load_adapter(load_model(base), adapter))
     assert (logits(load_model(again.output)) - expected).abs().max() < 0.005 * expected.abs().max()
 
@@ -355,9 +359,37 @@ def test_a_wrong_merge_is_not_published(
     part: str, trained: TrainingSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("yivl_core.export.merge.merge_tensors", without(part))
-    with pytest.raises(
-        CheckpointError, match=rf"{trained.adapter}: the merged model is not base \+ adapter: logits differ by .* nothing was"
-    ):
+    message = rf"model\..*\.weight: the merged weight differs from that of base \+ {trained.adapter} by .*; nothing was published"
+    with pytest.raises(CheckpointError, match=message):
+        merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged")))
+    assert names(tmp_path) == []
+
+
+def test_a_lost_merge_is_noticed_however_little_it_would_change(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the logits of such an adapter hide in the noise."""
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", std=1e-3)
+    expected, base = logits(load_adapter(load_model(tiny_checkpoint), adapter)), logits(load_model(tiny_checkpoint))
+    assert 0 < (expected - base).abs().max() < 0.03 * expected.abs().max()
+    with monkeypatch.context() as patch:
+        patch.setattr("yivl_core.export.merge.merge_tensors", without("model.language_model."))
+        with pytest.raises(CheckpointError, match=r"model\.language_model\..*: the merged weight differs"):
+            merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
+    assert names(tmp_path) == ["adapter"]
+    assert merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged"))).num_merged > 0
+
+
+def test_a_weight_that_should_not_have_changed_is_noticed_by_the_logits(
+    trained: TrainingSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[str, LazyTensor], int]:
+        tensors, num_merged = merge_tensors(base, folder)
+        name = "model.language_model.norm.weight"
+        return tensors | {name: lazy(base[name].load() * 1.5)}, num_merged
+
+    monkeypatch.setattr("yivl_core.export.merge.merge_tensors", spoil)
+    with pytest.raises(CheckpointError, match=rf"{trained.adapter}: the merged model is not base \+ adapter: logits differ by"):
         merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged")))
     assert names(tmp_path) == []
 
@@ -371,7 +403,7 @@ def test_a_tower_that_is_lost_on_the_way_to_the_files_is_not_published(
         shutil.copyfile(untuned, written)
 
     monkeypatch.setattr("yivl_core.export.merge.write_checkpoint", lose_the_tower)
-    with pytest.raises(CheckpointError, match="the merged model is not base"):
+    with pytest.raises(CheckpointError, match=r"model\.vision_tower\..*: the merged weight differs"):
         merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged")))
     assert names(tmp_path) == []
 
@@ -392,6 +424,27 @@ def test_a_merge_that_is_stopped_leaves_nothing(
         merge_adapter(config, stop)
     assert names(tmp_path) == []
     assert merge_adapter(config).digest == merged.digest
+
+
+def test_what_a_killed_merge_left_is_removed(trained: TrainingSummary, merged: MergeSummary, tmp_path: Path) -> None:
+    (tmp_path / ".merged.tmp-0123456789ab").mkdir()
+    (tmp_path / ".merged.tmp-0123456789ab" / "model.safetensors").write_bytes(b"...")
+    assert merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged"))).digest == merged.digest
+    assert names(tmp_path) == ["merged"]
+
+
+def test_two_merges_into_one_folder_do_not_meet(
+    trained: TrainingSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    config = MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged"))
+
+    def start_another(progress: Progress) -> None:
+        if progress.done == 2:
+            with pytest.raises(BusyError, match="merged: another process works in this folder"):
+                merge_adapter(config)
+
+    assert not merge_adapter(config, start_another).was_there
 
 
 def test_progress_counts_to_the_end(trained: TrainingSummary, tmp_path: Path) -> None:

@@ -315,6 +315,67 @@ def test_a_lost_part_is_made_again(infer: Infer) -> None:
     assert infer(shard_size=4, resume=True).content_digest == summary.content_digest
 
 
+def part(summary: InferenceSummary, index: int) -> Path:
+    return Path(summary.output) / "predictions" / f"part-{index:05d}.parquet"
+
+
+PART_HARMS: dict[str, Callable[[InferenceSummary], Any]] = {
+    "cut": lambda summary: part(summary, 1).write_bytes(part(summary, 1).read_bytes()[:-100]),
+    "no parquet": lambda summary: part(summary, 1).write_text("..."),
+    "empty": lambda summary: part(summary, 1).write_bytes(b""),
+    "another part": lambda summary: shutil.copyfile(part(summary, 0), part(summary, 1)),
+    "a byte": lambda summary: flip(part(summary, 1)),
+}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", PART_HARMS)
+def test_a_harmed_part_is_made_again_and_the_others_are_not(harm: str, infer: Infer) -> None:
+    summary = infer(shard_size=4)
+    before = {index: part(summary, index).stat().st_mtime_ns for index in (0, 2)}
+    PART_HARMS[harm](summary)
+    again = infer(shard_size=4, resume=True)
+    assert again.content_digest == summary.content_digest
+    assert again.num_shards_done == 3
+    assert {index: part(summary, index).stat().st_mtime_ns for index in (0, 2)} == before
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
+def test_a_harmed_manifest_is_written_again(harm: Callable[[Path], Any], infer: Infer) -> None:
+    summary = infer()
+    path = Path(summary.output) / "manifest.json"
+    told = read_manifest(str(path))
+    assert told is not None
+    harm(path)
+    infer(resume=True)
+    assert (read_manifest(str(path)) or {})["content_digest"] == summary.content_digest
+    assert (read_manifest(str(path)) or {}).keys() == told.keys()
+
+
+def test_rows_that_were_changed_are_refused(infer: Infer) -> None:
+    summary = infer(shard_size=4)
+    shutil.copyfile(part(infer(output="other", shard_size=4, max_new_tokens=1), 1), part(summary, 1))
+    with pytest.raises(OutputError, match=r"the rows are not those that manifest.json tells of, .*; choose another folder, or"):
+        infer(shard_size=4, resume=True)
+
+
+def test_an_answer_that_overflows_is_an_error_row(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "yivl_core.inference.batch.generate",
+        lambda *arguments: [None if number == 1 else one for number, one in enumerate(generate(*arguments))],
+    )
+    summary = infer(batch_size=12)
+    assert summary.num_failed == 1
+    failed = rows(summary)[1]
+    assert (failed.finish_reason, failed.error_kind, failed.response) == ("error", "not_finite", None)
+    assert failed.error == "the model's logits are no finite numbers in float32; use --dtype bfloat16 or float32"
+
+
 def test_an_output_that_is_not_empty_is_refused(infer: Infer, tmp_path: Path) -> None:
     infer(shard_indices=())
     with pytest.raises(

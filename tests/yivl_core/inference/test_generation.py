@@ -183,3 +183,33 @@ def test_other_dtypes_answer_too(reference: Path, requests: dict[str, Request], 
     model = load_model(reference / "checkpoint", dtype=torch.bfloat16)
     completions = generate(model, processor, [requests[name] for name in NAMES], GREEDY, 4)
     assert [completion.num_tokens for completion in completions] == [4] * 12
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED, SamplingParams(repetition_penalty=2.0)])
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_row_whose_logits_are_no_numbers_has_no_answer_and_the_others_have_theirs(
+    step: int,
+    params: SamplingParams,
+    requests: dict[str, Request],
+    model: YiVLForConditionalGeneration,
+    processor: Processor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As float16 gives them where it overflows."""
+    batch = [requests[name] for name in NAMES[:3]]
+    expected = generate(model, processor, batch, params, 4)
+    calls = 0
+
+    def overflow(_: torch.nn.Module, __: object, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        spoilt = logits.clone()
+        if calls == step:
+            spoilt[1, 7] = float("nan")
+        calls += 1
+        return spoilt
+
+    handle = model.lm_head.register_forward_hook(overflow)
+    try:
+        assert generate(model, processor, batch, params, 4) == [expected[0], None, expected[2]]
+    finally:
+        handle.remove()

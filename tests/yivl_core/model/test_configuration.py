@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import CLIPVisionConfig, LlamaConfig
+from transformers.activations import ACT2FN
 
 from yivl_core.errors import CheckpointError
+from yivl_core.model.config_keys import Activation, PublishedKeys, VisionKeys
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 
@@ -67,7 +70,7 @@ def test_what_is_read_decides_the_modules(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"mm_projector_type": "mlp2x_gelu"}, "mm_projector_type is 'mlp2x_gelu'; Yi-VL has 'mlp2x_gelu_Norm'"),
-        ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature is not 'patch'"),
+        ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature is 'cls_patch'; Yi-VL has 'patch'"),
     ],
 )
 def test_other_models_of_the_family_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -75,9 +78,36 @@ def test_other_models_of_the_family_are_refused(change: dict[str, Any], message:
         read_config(write_folder(tmp_path, PUBLISHED_6B | change))
 
 
+@pytest.mark.parametrize("published", [PUBLISHED_6B, PUBLISHED_34B])
+def test_the_published_values_reach_transformers_as_they_stand(published: dict[str, Any], tmp_path: Path) -> None:
+    others = {
+        "architectures": ["LlavaLlamaForCausalLM"], "moe_layer": None, "moe_mode": "easy", "image_grid_pinpoints": None,
+        "pretraining_tp": 1, "use_cache": False, "mm_use_im_start_end": False, "use_mm_proj": True, "mm_hidden_size": 1280,
+    }  # fmt: skip
+    config = read_config(write_folder(tmp_path, published | others))
+    keys = [key for key in published if not key.startswith(("mm_", "model_", "torch_"))]
+    assert config.text_config.to_dict() == LlamaConfig(**{key: published[key] for key in keys}).to_dict()
+    assert config.vision_config.to_dict() == CLIPVisionConfig(**{k: VISION[k] for k in VISION if k != "model_type"}).to_dict()
+    assert config.mm_vision_select_layer == -2
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    """A key that a file leaves out means what it means there."""
+    for keys, defaults, num_optional in ((PublishedKeys, LlamaConfig(), 6), (VisionKeys, CLIPVisionConfig(), 6)):
+        optional = {name: field.default for name, field in keys.model_fields.items() if not field.is_required()}
+        shared = {name: value for name, value in optional.items() if value is not None and hasattr(defaults, name)}
+        assert shared == {name: getattr(defaults, name) for name in shared}
+        assert len(shared) == num_optional
+
+
+def test_every_activation_exists_and_has_no_parameters() -> None:
+    assert not any(list(ACT2FN[name].parameters()) for name in get_args(Activation))
+    assert {"silu", "gelu", "quick_gelu"} <= set(get_args(Activation))
+
+
 def test_missing_keys_are_named(tmp_path: Path) -> None:
     published = {key: value for key, value in PUBLISHED_6B.items() if key not in ("rope_theta", "num_key_value_heads")}
-    with pytest.raises(CheckpointError, match="lacks num_key_value_heads, rope_theta"):
+    with pytest.raises(CheckpointError, match=r"config\.json: lacks num_key_value_heads, rope_theta; correct it, or fetch"):
         read_config(write_folder(tmp_path, published))
 
 

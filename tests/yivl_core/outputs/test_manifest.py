@@ -2,8 +2,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,24 @@ from yivl_core.outputs import manifest
 from yivl_core.outputs.manifest import code, code_digest, environment, read_manifest, write_manifest
 
 CONTENT = {"model": {"digest": "m1"}, "adapter": None, "decoding": {"temperature": 0.0}, "ünïcode": "é"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered() -> Iterator[None]:
+    """Neither from tests before, nor for tests after."""
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    manifest.code_digest.cache_clear()
+    manifest._git_state.cache_clear()
+
+
+def of_a_new_process(look_up: Callable[[], Any]) -> Any:
+    forget()
+    return look_up()
 
 
 def test_times_stand_apart_from_the_digest(tmp_path: Path) -> None:
@@ -74,13 +94,14 @@ def test_code_digest_changes_with_any_source_file_and_with_nothing_else(tmp_path
     (source / "sub").mkdir(parents=True)
     (source / "sub/a.py").write_text("x = 1\n")
     monkeypatch.setattr(manifest, "_SOURCE", source)
-    first = code_digest()
+    first = of_a_new_process(code_digest)
     (source / "notes.txt").write_text("not code")
-    assert code_digest() == first
+    assert of_a_new_process(code_digest) == first
     (source / "sub/a.py").write_text("x = 2\n")
-    second = code_digest()
+    assert code_digest() == first, "the code that runs is what was loaded"
+    second = of_a_new_process(code_digest)
     (source / "sub/a.py").rename(source / "sub/b.py")
-    assert len({first, second, code_digest()}) == 3
+    assert len({first, second, of_a_new_process(code_digest)}) == 3
 
 
 def test_code_without_a_repository_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +126,7 @@ def test_code_in_a_repository_names_commit_and_changes(tmp_path: Path, monkeypat
     monkeypatch.setattr(manifest, "_SOURCE", tmp_path / "yivl_core")
     assert (code()["git_commit"], code()["is_changed"]) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "yivl_core/a.py").write_text("x = 2\n")
-    assert code()["is_changed"] is True
+    assert of_a_new_process(code)["is_changed"] is True
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert (code()["git_commit"], code()["is_changed"]) == (None, None)
+    found = of_a_new_process(code)
+    assert (found["git_commit"], found["is_changed"]) == (None, None)

@@ -253,7 +253,7 @@ def test_damaged_part_is_named_with_a_remedy(tmp_path: Path, make_prediction: Ma
     write_part(str(tmp_path), "part-00000.parquet", [make_prediction()])
     path = tmp_path / "predictions/part-00000.parquet"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(OutputError, match=r"part-00000\.parquet is damaged .*delete this file and run .* --resume"):
+    with pytest.raises(OutputError, match=r"part-00000\.parquet is damaged .*run the same `yivl infer` with --resume"):
         list(read_predictions(str(tmp_path)))
 
 

@@ -12,10 +12,9 @@ from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
-from yivl_core.errors import DatasetError, OutputError
+from yivl_core.errors import DatasetError, IncompleteError, OutputError
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
 from yivl_core.outputs.shards import (
-    IncompleteError,
     ShardPlan,
     missing_shards,
     plan_shards,

@@ -253,12 +253,14 @@ def test_every_key_counts(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"do_center_crop": False}, "do_center_crop is false, but Yi-VL needs all of CLIP's steps"),
-        ({"crop_size": 70}, "size 84 and crop_size 70 differ"),
-        ({"size": {"height": 84, "width": 70}}, "a key is missing or malformed .*not a square"),
-        ({"image_mean": [0.5, 0.5]}, "a key is missing or malformed"),
-        ({"image_std": "absent"}, r"a key is missing or malformed \(KeyError\('image_std'\)\)"),
-        ({"resample": 17}, "a key is missing or malformed .*17 is not a valid Resampling"),
+        ({"do_center_crop": False}, "do_center_crop is False; Yi-VL has True; correct it, or fetch the file again"),
+        ({"crop_size": 70}, "crop_size is 70; size is 84, and Yi-VL never crops"),
+        ({"size": {"height": 84, "width": 70}}, "size is {'height': 84, 'width': 70}; it should be the side of a square"),
+        ({"image_mean": [0.5, 0.5]}, r"image_mean is \[0\.5, 0\.5\]; it should have at least 3 items"),
+        ({"image_mean": [122.8, 116.7, 104.1]}, r"image_mean\.0 is 122\.8; it should be less than or equal to 1"),
+        ({"image_std": [0.5, 0.0, 0.5]}, r"image_std\.1 is 0\.0; it should be greater than 0"),
+        ({"image_std": "absent", "size": "absent"}, "lacks size, image_std"),
+        ({"resample": 17}, "resample is 17; it should be less than or equal to 5"),
     ],
 )
 def test_a_file_that_asks_for_something_else_is_a_named_error(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -232,8 +233,18 @@ def test_a_model_without_added_tokens_is_a_named_error(folder: Path) -> None:
         Tokenizer.from_folder(folder)
 
 
-@pytest.mark.parametrize("content", ['{"<unk>": "zero"}', '{"<unk>": null}'])
-def test_added_tokens_of_another_form_are_a_named_error(folder: Path, content: str) -> None:
-    (folder / "added_tokens.json").write_text(content)
-    with pytest.raises(CheckpointError, match="does not list tokens as usual"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("added_tokens.json", '{"<unk>": "zero"}', "<unk> is 'zero'; it should be a valid integer"),
+        ("added_tokens.json", '{"<unk>": -1}', "<unk> is -1; it should be greater than or equal to 0"),
+        ("added_tokens.json", '{"": 0}', "it should have at least 1 character"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"0": {}}}', "lacks added_tokens_decoder.0.content"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"zero": {"content": "<unk>"}}}', "added_tokens_decoder.zero"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": ["<unk>"]}', "added_tokens_decoder is ['<unk>']; it should be"),
+    ],
+)
+def test_added_tokens_of_another_form_are_a_named_error(folder: Path, name: str, content: str, message: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: .*{re.escape(message)}.*fetch the file again"):
         Tokenizer.from_folder(folder)

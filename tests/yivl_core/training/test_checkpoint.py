@@ -1,5 +1,6 @@
 """Checkpoints: all there or not there, and read back bit for bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def trained(tiny_checkpoint: Path) -> Trained:
 
 
 def test_going_on_from_a_checkpoint_equals_never_stopping(trained: Trained, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    state = TrainingState(step=3, best_step=2, best_loss=1.5)
+    state = TrainingState(step=3, best_step=3, best_loss=1.5)
     save_training(tmp_path, *trained, state)
     other = start(tiny_checkpoint, seed=1)
     assert load_training(tmp_path, *other) == state
@@ -73,6 +74,30 @@ def test_half_written_checkpoints_are_ignored(trained: Trained, tmp_path: Path) 
     assert load_training(tmp_path, *trained).step == 1
     save_training(tmp_path, *trained, TrainingState(step=2))
     assert saved_steps(tmp_path) == [2]
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-30])])
+def test_a_harmed_checkpoint_does_not_count(harm: Callable[[Path], object], file: str, trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
+    harm(tmp_path / "step-000004" / file)
+    assert load_training(tmp_path, *trained).step == 2
+    save_training(tmp_path, *trained, TrainingState(step=3, best_step=2, best_loss=1.0))
+    assert saved_steps(tmp_path) == [2, 3]
+
+
+def test_a_checkpoint_without_its_best_one_does_not_count(trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
+    (tmp_path / "step-000002" / "adapter_model.safetensors").unlink()
+    assert load_training(tmp_path, *trained) == TrainingState()
+
+
+def test_the_scale_of_the_loss_is_kept(trained: Trained, tmp_path: Path) -> None:
+    state = TrainingState(step=2, scaler={"scale": 1024.0, "_growth_tracker": 7})
+    save_training(tmp_path, *trained, state)
+    assert load_training(tmp_path, *trained) == state
 
 
 def test_a_checkpoint_that_fails_leaves_the_earlier_one(

@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from yivl_core.data.images import ImageError
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError, StorageError
 from yivl_core.training.configuration import TrainingSettings, TrainingSummary
 from yivl_core.training.loss import RowLoss, row_loss
@@ -68,6 +69,15 @@ def test_no_record_left_to_evaluate_on_is_an_error(train: Train, make_dataset: M
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_to_hold_out_is_an_error_unless_none_is_wanted(train: Train, make_dataset: MakeDataset, tmp_path: Path) -> None:
+    dataset = str(make_dataset(1))
+    message = r"no record can be held out, since all 1 that fit are one, or share an image; give a `val_dataset`, or .*0"
+    with pytest.raises(DatasetError, match=message):
+        train(dataset=dataset)
+    assert not (tmp_path / "run").exists()
+    assert train(dataset=dataset, val_fraction=0).num_val_samples == 0
+
+
 def test_a_record_without_a_response_is_named(train: Train, make_dataset: MakeDataset, tmp_path: Path) -> None:
     dataset = make_dataset(4, responses={2: None}, purpose="inference")
     with pytest.raises(DatasetError, match=r'rows.jsonl:3: .*no "response" to learn from; add one'):
@@ -78,8 +88,12 @@ def test_a_record_without_a_response_is_named(train: Train, make_dataset: MakeDa
 def test_an_image_that_was_changed_since_validation_is_named(train: Train, make_dataset: MakeDataset) -> None:
     dataset = make_dataset(4)
     Image.new("RGB", (9, 9), "red").save(dataset.parent / "1-0.png")
-    with pytest.raises(DatasetError, match=r"1-0.png is not the image that was validated: .* or validate the dataset again"):
+    rows = dataset.parent / "rows.jsonl"
+    message = rf"^{re.escape(str(rows))}:2: .*1-0\.png is not the image that was validated: .* or validate the dataset again$"
+    with pytest.raises(ImageError, match=message) as caught:
         train(dataset=str(dataset))
+    assert caught.value.kind == "image_changed"
+    assert caught.value.remedy == "bring the image back, or validate the dataset again"
 
 
 def test_an_image_that_is_gone_is_named_and_brought_back_the_run_goes_on(train: Train, make_dataset: MakeDataset) -> None:
@@ -88,8 +102,9 @@ def test_an_image_that_is_gone_is_named_and_brought_back_the_run_goes_on(train: 
     image = dataset.parent / "4-0.png"
     content = image.read_bytes()
     image.unlink()
-    with pytest.raises(DatasetError, match=r"4-0.png"):
+    with pytest.raises(ImageError, match=r'rows\.jsonl:5: image "4-0\.png" is not there \(.*\); correct the address') as caught:
         train(dataset=str(dataset), num_epochs=2, save_steps=1)
+    assert caught.value.kind == "image_missing"
     image.write_bytes(content)
     assert train(dataset=str(dataset), num_epochs=2, save_steps=1, resume=True).adapter_digest == expected.adapter_digest
 

@@ -166,10 +166,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
     assert names == {"training": ["step-000003", "step-000004"], "writing": [".step-000004", "step-000003"]}[when]
     configs = {path.read_bytes() for path in checkpoints.glob("step-*/adapter_config.json")}
     assert configs == {(Path(uninterrupted.adapter) / "adapter_config.json").read_bytes()}, "whatever the order of sets"
-    summary = resume(killed[when])
-    for path in checkpoints.glob(".*"):
-        shutil.rmtree(path)
-    assert_equal_runs(summary, uninterrupted)
+    assert_equal_runs(resume(killed[when]), uninterrupted)
 
 
 def test_a_finished_run_is_not_made_again(
@@ -188,8 +185,21 @@ LOSSES: dict[str, Callable[[Path], object]] = {
     "its configuration": lambda run: (run / "adapter" / "adapter_config.json").write_text("{"),
     "its held-out records": lambda run: (run / "adapter" / "val.jsonl").unlink(),
     "what it was made of": lambda run: (run / "adapter" / "yivl.json").unlink(),
+    "the held-out records beside it": lambda run: (run / "val.jsonl").unlink(),
+    "adapter and figures": lambda run: list(map(remove, (run / "adapter", run / "metrics.jsonl"))),
+    "adapter and half of a checkpoint": lambda run: (
+        remove(run / "adapter"),
+        os.truncate(run / "checkpoints" / "step-000008" / "adapter_model.safetensors", 99),
+    ),
     "adapter and checkpoints": lambda run: list(map(shutil.rmtree, (run / "adapter", run / "checkpoints"))),
 }
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @pytest.mark.parametrize("what", LOSSES)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from yivl_core.errors import OutputError
+from yivl_core.errors import BusyError, OutputError
 from yivl_core.training.run_folder import Metrics, RunFolder
 
 CONTENT: dict[str, Any] = {
@@ -27,15 +27,46 @@ def open_folder(path: Path, *, resume: bool = False, **changes: Any) -> RunFolde
 
 def start(path: Path) -> RunFolder:
     folder = open_folder(path)
-    folder.begin()
-    return folder
+    with folder.taken():
+        return folder
 
 
 def test_nothing_is_written_before_the_run_begins(tmp_path: Path) -> None:
     folder = open_folder(tmp_path / "run")
     assert not folder.path.exists()
-    folder.begin()
+    with folder.taken():
+        assert {path.name for path in folder.path.iterdir()} == {".lock", "manifest.json"}
     assert [path.name for path in folder.path.iterdir()] == ["manifest.json"]
+
+
+def test_a_run_is_worked_on_by_one_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    one, other = open_folder(tmp_path), open_folder(tmp_path)
+    with one.taken():
+        assert open_folder(tmp_path, resume=True).result is None, "to look at it is allowed"
+        with pytest.raises(BusyError, match="another process works in this folder"), other.taken():
+            pytest.fail("both at once")
+
+
+def test_what_happened_while_waiting_for_the_folder_is_seen(tmp_path: Path) -> None:
+    one, other, third = open_folder(tmp_path), open_folder(tmp_path), open_folder(tmp_path, resume=True)
+    with one.taken():
+        one.finish({"num_steps": 3})
+    with pytest.raises(OutputError, match="holds a training run"), other.taken():
+        pytest.fail("both from the start")
+    with third.taken():
+        assert third.result == {"num_steps": 3}
+
+
+def test_half_written_files_of_a_killed_run_are_removed_but_not_those_of_a_validation(tmp_path: Path) -> None:
+    left = ["checkpoints/.step-000002.tmp-0123456789ab/state.json", ".adapter.tmp-0123456789ab/yivl.json", ".val.jsonl.tmp-01"]
+    kept = [".dataset.tmp-0123456789ab/records.jsonl", "checkpoints/step-000001/state.json"]
+    start(tmp_path)
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("...")
+    with open_folder(tmp_path, resume=True).taken():
+        assert [name for name in (*left, *kept) if (tmp_path / name).exists()] == kept
 
 
 def test_a_run_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
@@ -80,7 +111,8 @@ def test_every_other_setting_is_named(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_is_gone_is_named(tmp_path: Path) -> None:
-    RunFolder(tmp_path, CONTENT | {"data": {"digest": "d", "val_digest": "v"}}, resume=False).begin()
+    with open_folder(tmp_path, data={"digest": "d", "val_digest": "v"}).taken():
+        pass
     with pytest.raises(OutputError, match=r"data.val_digest: 'v' there, None now"):
         open_folder(tmp_path, resume=True)
 
@@ -116,6 +148,12 @@ def test_going_on_drops_later_figures_and_an_unfinished_line(tmp_path: Path) -> 
     metrics.log(3, {"loss": 0.5})
     assert read_lines(tmp_path)[-1] == {"step": 3, "loss": 0.5}
     metrics.close()
+
+
+def test_figures_that_were_damaged_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n\x00\xff\n{"step": 3, "loss": 1.0}\n')
+    with pytest.raises(OutputError, match=r"metrics.jsonl: is damaged .*; remove the run's folder, or choose another"):
+        Metrics(tmp_path, last_step=3)
 
 
 def test_tensorboard_shows_the_same_figures_also_after_a_kill(tmp_path: Path) -> None:

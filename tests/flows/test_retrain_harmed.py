@@ -1,0 +1,98 @@
+"""What retrain does where its output, its base or its data are not what it would like."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.configuration import RetrainConfig, RetrainSummary
+from flows.retrain import retrain
+from yivl_core.errors import DatasetError
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.export.merge import merge_adapter
+from yivl_core.inference.configuration import DecodingSettings
+from yivl_core.model.files import open_checkpoint
+from yivl_core.training.configuration import TrainingSettings
+
+pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
+
+
+@pytest.fixture(scope="module")
+def config(small_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RetrainConfig:
+    return RetrainConfig(
+        model=str(tiny_checkpoint),
+        dataset=(str(small_dataset / "train.jsonl"),),
+        output=str(tmp_path_factory.mktemp("harmed")),
+        training=TrainingSettings(val_fraction=0.2, batch_size=4, device="cpu"),
+        decoding=DecodingSettings(max_new_tokens=3),
+        shard_size=1,
+        evaluate_base=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def first(config: RetrainConfig, prefect_api: str) -> RetrainSummary:
+    return retrain(config)
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b" ")
+
+
+Harm = Callable[[Path], Any]
+# By stage what is harmed there, and whether it can be mended in place; else the folder steps aside.
+HARMS: dict[str, dict[str, tuple[Harm, bool]]] = {
+    "files that are lost": {
+        "adapters": (lambda folder: (folder / "manifest.json").unlink(), False),
+        "models": (lambda folder: (folder / "yivl.json").unlink(), False),
+        "predictions": (lambda folder: (folder / "plan.json").unlink(), False),
+    },
+    "files that are changed": {
+        "adapters": (lambda folder: append(folder / "val.jsonl"), True),
+        "models": (lambda folder: append(folder / "tokenizer_config.json"), False),
+        "predictions": (lambda folder: append(folder / "predictions" / "part-00001.parquet"), True),
+    },
+    "content that is mixed up": {
+        "adapters": (lambda folder: append(folder / "adapter" / "adapter_config.json"), True),
+        "models": (lambda folder: (folder / "model.safetensors").unlink(), True),
+        "predictions": (lambda folder: (folder / "manifest.json").write_text("{"), True),
+    },
+}
+
+
+@pytest.mark.parametrize("what", HARMS)
+def test_what_was_harmed_is_made_again(what: str, config: RetrainConfig, first: RetrainSummary) -> None:
+    folders = {Path(folder).parent.name: Path(folder) for folder in (first.training.output, first.model, first.predictions)}
+    for folder in Path(config.output).glob("*/*.harmed-*"):
+        shutil.rmtree(folder)
+    for stage, (harm, _) in HARMS[what].items():
+        harm(folders[stage])
+    second = retrain(config)
+    assert replace(second, output="", predictions="") == replace(first, output="", predictions="")
+    assert second.predictions == first.predictions
+    aside = {folder.parent.name for folder in Path(config.output).glob("*/*.harmed-*")}
+    assert aside == {stage for stage, (_, is_mended) in HARMS[what].items() if not is_mended}
+    for folder in folders.values():
+        assert not [path for path in folder.rglob("*") if ".tmp-" in path.name]
+
+
+def test_a_base_in_the_transformers_layout_stays_in_it(config: RetrainConfig, first: RetrainSummary, tmp_path: Path) -> None:
+    base = merge_adapter(MergeConfig(adapter=first.training.adapter, output=str(tmp_path / "base"), layout="transformers"))
+    summary = retrain(config.model_copy(update={"model": base.output, "output": str(tmp_path / "work")}))
+    assert open_checkpoint(summary.model).layout == "transformers"
+    assert summary.evaluation.num_samples == first.evaluation.num_samples
+
+
+def test_data_of_which_nothing_can_be_held_out_is_refused_before_training(
+    config: RetrainConfig, small_dataset: Path, tmp_path: Path
+) -> None:
+    lines = (small_dataset / "train.jsonl").read_text().splitlines(keepends=True)
+    dataset = small_dataset / "one.jsonl"
+    dataset.write_text(lines[0])
+    alone = config.model_copy(update={"dataset": (str(dataset),), "output": str(tmp_path)})
+    with pytest.raises(DatasetError, match="no record can be held out"):
+        retrain(alone)
+    assert not (tmp_path / "adapters").exists()
