@@ -17,7 +17,7 @@ from flows.commands import COMMANDS, Command
 from flows.configuration import InferConfig
 from flows.options import add_options, read_options, usage
 from yivl_core.child import INTERNAL_ERROR, interrupt_on_sigterm, lasting_os_errors
-from yivl_core.errors import Interrupted, YivlError
+from yivl_core.errors import Interrupted, StorageError, YivlError
 
 _EPILOG = """yivl COMMAND --help tells all options of a command, with an example
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with lasting_os_errors():
             summary = _run_flow(command, config)
     except YivlError as error:
-        _complain(given.command, str(error))
+        _complain(given.command, str(error) + (_how_to_go_on(config) if isinstance(error, StorageError) else ""))
         return error.exit_code
     except KeyboardInterrupt:
         _complain(given.command, f"stopped{_how_to_go_on(config)}")

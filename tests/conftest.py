@@ -1,29 +1,51 @@
 """What tests in several folders need."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# Threads that wait for each other do not spin: tests run beside each other and beside child processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# One thread for each process, set before torch is loaded: tests run beside each other and beside child processes, their tensors
+# are tiny, and sums come out in the same order in every process.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-# How long one example takes says nothing on a busy machine.
-settings.register_profile("yivl", deadline=None)
+# Ctrl-C is heard, here and in child processes, also where a shell runs the tests in the background and has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long one example takes says nothing on a busy machine; in CI the examples are the same each time.
+settings.register_profile("yivl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("yivl")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _hidden_gpu() -> Iterator[pytest.MonkeyPatch]:
+    """Tests mean the CPU, also on a machine with a GPU, and so do the fixtures that they share."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _hide_gpu(monkeypatch)
+        yield monkeypatch
+
+
 @pytest.fixture(autouse=True)
-def _hidden_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests mean the CPU, also on a machine with a GPU, unless they are marked `gpu`."""
+def _gpu_for_those_marked(request: pytest.FixtureRequest, _hidden_gpu: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests that are marked `gpu` see it."""
     if request.node.get_closest_marker("gpu") is None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for child processes
-        if "torch" in sys.modules:
-            monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        yield
+        return
+    _hidden_gpu.undo()
+    yield
+    _hide_gpu(_hidden_gpu)
+
+
+def _hide_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for child processes
+    if "torch" in sys.modules:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")

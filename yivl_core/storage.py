@@ -209,8 +209,8 @@ def _flush_to_disk(path: Path) -> None:
 
 
 _REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: "the disk is full; free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space and run it again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run it again",
     errno.EACCES: "permission denied; check who owns the folder",
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "there is no such file or folder; check the path",

@@ -3,11 +3,17 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from pydantic import BaseModel, TypeAdapter
+
+from yivl_core.child import read_error_event, run_door
+from yivl_core.doors import DOORS
+from yivl_core.progress import OnProgress, Progress, ignore_progress
 
 NUM_RECORDS = 12
 
@@ -69,10 +75,52 @@ def read_artifacts(prefect_api: str) -> Callable[[Any], list[Any]]:
     return read
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
-    """The environment of a command that uses the tests' server."""
-    return {**os.environ, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(prefect_home)}
+    """The environment of a command that uses the tests' server, and no GPU."""
+    return {**os.environ, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(prefect_home), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@contextmanager
+def core_without_children() -> Iterator[None]:
+    """Tasks run the core in this process: a child takes seconds to load torch, and what happens in it is the same."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for module in ("checkpoint", "inference", "merging", "training"):
+            monkeypatch.setattr(f"tasks.{module}.run_in_child", run_here)
+        yield
+
+
+@pytest.fixture
+def core_in_this_process() -> Iterator[None]:
+    """Fixtures of a whole module come before this one: the runs that they make have children."""
+    with core_without_children():
+        yield
+
+
+@pytest.fixture(scope="module")
+def core_in_this_process_for_module() -> Iterator[None]:
+    with core_without_children():
+        yield
+
+
+def run_here(door: str, config: BaseModel, on_progress: OnProgress = ignore_progress, deadline_s: float | None = None) -> Any:
+    """`run_in_child` without a child and a deadline; settings, progress, summary and errors pass through JSON all the same."""
+    outcomes = []
+
+    def take(event: dict[str, Any]) -> None:
+        event = json.loads(json.dumps(event))
+        kind = event.pop("event")
+        if kind == "progress":
+            on_progress(Progress(**event))
+        else:
+            outcomes.append((kind, event))
+
+    code = run_door(DOORS[door], config.model_dump_json(), take)
+    assert outcomes, f"{door}: exit code {code}, see the traceback on stderr"
+    ((kind, event),) = outcomes
+    if kind == "error":
+        raise read_error_event(event)
+    return TypeAdapter(DOORS[door].summary).validate_python(event["summary"])
 
 
 @pytest.fixture(scope="session", autouse=True)

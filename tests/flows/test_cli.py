@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -196,43 +197,44 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-@pytest.fixture
-def training(small_dataset, tiny_checkpoint, cli_environment, tmp_path) -> Iterator[subprocess.Popen[str]]:
-    """A training that takes long, and is under way."""
-    command = [
-        *YIVL,
-        "sft",
-        "--model",
-        str(tiny_checkpoint),
-        "--dataset",
-        str(small_dataset / "train.jsonl"),
-        "--output",
-        str(tmp_path / "run"),
-        "--num-epochs",
-        "100000",
-        "--save-steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cli_environment) as process:
+@pytest.fixture(scope="module")
+def trainings(small_dataset, tiny_checkpoint, cli_environment, tmp_path_factory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Two trainings that take long, by their output folders; started at the same time, and under way."""
+    folders = [tmp_path_factory.mktemp("training") / "run" for _ in range(2)]
+    with ExitStack() as stack:
+        found = {str(folder): stack.enter_context(start_training(folder, small_dataset, tiny_checkpoint, cli_environment))
+                 for folder in folders}  # fmt: skip
+        for process in found.values():
+            stack.callback(process.kill)
         started = time.monotonic()
-        while not list(tmp_path.glob("run/checkpoints/step-*")):
-            assert process.poll() is None, process.stderr.read()
+        while not all(list(folder.glob("checkpoints/step-*")) for folder in folders):
+            assert all(process.poll() is None for process in found.values())
             assert time.monotonic() - started < 120
             time.sleep(0.1)
-        yield process
-        process.kill()
+        yield found
+
+
+def start_training(folder: Path, dataset: Path, checkpoint: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    places = ["--model", str(checkpoint), "--dataset", str(dataset / "train.jsonl"), "--output", str(folder)]
+    command = [*YIVL, "sft", *places, "--num-epochs", "100000", "--save-steps", "1", "--device", "cpu"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture
+def training(trainings: dict[str, subprocess.Popen[str]]) -> tuple[str, subprocess.Popen[str]]:
+    """One of them, for this test alone."""
+    return trainings.popitem()
 
 
 @FLOWS
 @pytest.mark.slow
-def test_a_stopped_command_stops_its_child_and_tells_how_to_go_on(training, tmp_path):
-    (child,) = children_of(training.pid)
-    training.send_signal(signal.SIGINT)
-    output, errors = training.communicate(timeout=60)
-    assert training.returncode == 130
-    assert f"what had been published in {tmp_path / 'run'} is kept, run the same command with --resume to go on" in errors
+def test_a_stopped_command_stops_its_child_and_tells_how_to_go_on(training):
+    folder, process = training
+    (child,) = children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"what had been published in {folder} is kept, run the same command with --resume to go on" in errors
     assert "Traceback" not in errors
     assert output == ""
     assert not Path(f"/proc/{child}").exists()
@@ -241,9 +243,10 @@ def test_a_stopped_command_stops_its_child_and_tells_how_to_go_on(training, tmp_
 @FLOWS
 @pytest.mark.slow
 def test_a_killed_command_leaves_no_child_behind(training):
-    (child,) = children_of(training.pid)
-    training.kill()
-    training.wait()
+    _, process = training
+    (child,) = children_of(process.pid)
+    process.kill()
+    process.wait()
     for _ in range(300):
         if not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text():
             return
@@ -312,5 +315,5 @@ def test_a_server_that_does_not_answer_is_named(tmp_path):
 
 def test_a_prefect_home_that_cannot_be_written_is_named():
     done = run("evaluate", "--predictions", "p", "--output", "o", environment={**os.environ, "PREFECT_HOME": "/proc/home"})
-    assert done.returncode == 70
+    assert done.returncode == 74
     assert "Prefect keeps its runs in /proc/home, which cannot be written" in done.stderr

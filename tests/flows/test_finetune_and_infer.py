@@ -1,4 +1,4 @@
-"""The single flows, one after the other, with the real core on a tiny checkpoint."""
+"""The single flows, one after the other, with the real core on a tiny checkpoint: each in children at least once."""
 
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from flows.configuration import ExportConfig, InferConfig, InferShardConfig, Sft
 from flows.evaluate import evaluate
 from flows.finetune import export, sft
 from flows.infer import infer, infer_shard
-from tasks.inference import plan_shards, shards_to_do
+from tasks.inference import missing, plan_shards
 from yivl_core.errors import DatasetError, OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig
 from yivl_core.inference.configuration import InferenceConfig
@@ -19,6 +19,7 @@ from yivl_core.outputs.predictions import read_predictions
 from yivl_core.training.configuration import TrainingSummary
 
 pytestmark = [pytest.mark.flows, pytest.mark.slow]
+QUICKLY = pytest.mark.usefixtures("core_in_this_process")
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,14 @@ def test_files_are_validated_first_and_training_goes_on_with_the_clean_records(t
     assert Path(config.output, "val_dataset", "report.json").is_file()
 
 
+@QUICKLY
 def test_a_run_that_is_there_is_gone_on_with_only_on_request(trained, config):
     with pytest.raises(OutputError, match="--resume"):
         sft(config)
     assert sft(config.model_copy(update={"resume": True})) == trained
 
 
+@QUICKLY
 def test_a_dataset_without_a_clean_record_is_refused(config, small_dataset, tmp_path, prefect_api):
     path = small_dataset / "all_bad.jsonl"
     path.write_text('{"query": "Read it.", "images": ["lost.png"]}\n')
@@ -79,6 +82,7 @@ def test_a_dataset_without_a_clean_record_is_refused(config, small_dataset, tmp_
         sft(config.model_copy(update={"dataset": str(path), "output": str(tmp_path / "run")}))
 
 
+@QUICKLY
 def test_the_records_of_the_training_are_found_and_the_report_is_written(trained, config, tmp_path, read_artifacts):
     inferred = infer(InferConfig(**settings(trained, config, tmp_path)), return_state=True)
     predictions = inferred.result()
@@ -123,6 +127,7 @@ def test_the_deadline_of_a_flow_is_that_of_its_child(trained, config, small_data
     assert doors == ["train", "merge", "infer", "infer"]
 
 
+@QUICKLY
 def test_a_worker_does_its_shard_and_leaves_the_others(trained, config, small_dataset, tmp_path):
     shared = settings(
         trained, config, tmp_path, load_dataset_config=False, dataset=str(small_dataset / "train.jsonl"), shard_size=5
@@ -130,7 +135,7 @@ def test_a_worker_does_its_shard_and_leaves_the_others(trained, config, small_da
     assert plan_shards(InferenceConfig(**shared)) == [0, 1, 2]
     summary = infer_shard(InferShardConfig(**shared, shard_index=1, resume=True))
     assert (summary.num_shards, summary.num_shards_done) == (3, 1)
-    assert shards_to_do(shared["output"]) == [0, 2]
+    assert missing(shared["output"]) == [0, 2]
     assert [row.record_index for row in read_predictions(shared["output"])] == [5, 6, 7, 8, 9]
 
 

@@ -17,7 +17,7 @@ CONFIG = InferConfig(model="m", dataset="d", output="o", where="workers", deadli
 @pytest.fixture(autouse=True)
 def two_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.inference.plan_shards", lambda settings: [0, 1])
-    monkeypatch.setattr("tasks.inference.shards_to_do", lambda output: [1])
+    monkeypatch.setattr("tasks.inference.missing", lambda output: [1])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from yivl_core.inference.configuration import DecodingSettings
 from yivl_core.model.files import adapter_digest
 from yivl_core.training.configuration import TrainingSettings
 
-pytestmark = [pytest.mark.flows, pytest.mark.slow]
+pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.usefixtures("core_in_this_process_for_module")]
 CACHED_STAGES = ["train", "merge", "infer"]
 
 
@@ -31,7 +31,7 @@ def config(small_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def first_state(config: RetrainConfig, prefect_api: str) -> Any:
+def first_state(config: RetrainConfig, prefect_api: str, core_in_this_process_for_module: None) -> Any:
     return retrain(config, return_state=True)
 
 

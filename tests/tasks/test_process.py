@@ -121,7 +121,7 @@ def test_the_deadline_stops_the_child_and_what_it_started(config, tmp_path):
         run_in_child("sleep", config, deadline_s=6)
     pids = told_pids(tmp_path)
     assert len(pids) == 2
-    assert not any(is_running(pid) for pid in pids)
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
 def test_a_child_that_ignores_sigterm_is_killed(config, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_child_that_ignores_sigterm_is_killed(config, tmp_path, monkeypatch):
     with pytest.raises(ChildFailedError, match="deadline"):
         run_in_child("sleep_and_ignore_sigterm", config, deadline_s=6)
     assert time.monotonic() - started < 25
-    assert not any(is_running(pid) for pid in told_pids(tmp_path))
+    wait_until(lambda: not any(is_running(pid) for pid in told_pids(tmp_path)))
 
 
 def test_an_error_in_the_callback_stops_the_child(config, tmp_path):
@@ -139,7 +139,7 @@ def test_an_error_in_the_callback_stops_the_child(config, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         run_in_child("sleep", config, fail)
-    assert not any(is_running(pid) for pid in told_pids(tmp_path))
+    wait_until(lambda: not any(is_running(pid) for pid in told_pids(tmp_path)))
 
 
 def test_ctrl_c_in_the_parent_stops_the_child(config, tmp_path):
@@ -150,7 +150,7 @@ def test_ctrl_c_in_the_parent_stops_the_child(config, tmp_path):
     threading.Thread(target=press_ctrl_c).start()
     with pytest.raises(KeyboardInterrupt):
         run_in_child("sleep", config)
-    assert not any(is_running(pid) for pid in told_pids(tmp_path))
+    wait_until(lambda: not any(is_running(pid) for pid in told_pids(tmp_path)))
 
 
 @pytest.mark.parametrize("door", ["leave_a_grandchild", "die_and_leave_a_grandchild"])

@@ -18,6 +18,13 @@ MakeDataset = Callable[..., Path]
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 
 
+@pytest.fixture(scope="session")
+def golden_cases(reference: Path) -> dict[str, Any]:
+    """What the original code made of prompts, texts and whole cases: `cases.json` of the reference."""
+    cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
+    return cases
+
+
 def draw(path: Path, seed: int) -> str:
     """Writes a small picture; pictures of different seeds differ. Returns its name."""
     pixels = np.random.default_rng(seed).integers(0, 256, (9 + seed % 5, 14, 3), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,8 +41,8 @@ def test_the_attention_kernel_agrees_with_the_cpu(dtype: torch.dtype, num_key_va
         assert (actual - expected).norm() / expected.norm() < 1e-2
 
 
-def test_float32_gives_the_logits_and_ids_of_the_original(reference: Path) -> None:
-    cases = json.loads((reference / "cases.json").read_text(encoding="utf-8"))["cases"]
+def test_float32_gives_the_logits_and_ids_of_the_original(golden_cases: dict[str, Any], reference: Path) -> None:
+    cases = golden_cases["cases"]
     golden = load_file(reference / "golden.safetensors", device="cuda")
     model = load_model(reference / "checkpoint", device="cuda")
     for name, case in cases.items():

@@ -175,9 +175,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("write", [write_file, write_bytes, write_folder, write_tensors])
 def test_a_full_disk_is_named_with_a_remedy_and_loses_nothing(write: Callable[[Path], None], small_disk: Path) -> None:
     (small_disk / "old").write_text("old")
-    with pytest.raises(
-        StorageError, match=rf"{small_disk}/\S+: the disk is full; free some space and run the same command again"
-    ):
+    with pytest.raises(StorageError, match=rf"{small_disk}/\S+: the disk is full; free some space and run it again"):
         write(small_disk)
     assert names(small_disk) == ["old"]
     assert (small_disk / "old").read_text() == "old"
@@ -205,8 +203,8 @@ def test_a_copy_onto_a_full_disk_names_the_target(small_disk: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, "the disk is full; free some space and run the same command again"),
-        (errno.EDQUOT, "the disk quota is used up; free some space and run the same command again"),
+        (errno.ENOSPC, "the disk is full; free some space and run it again"),
+        (errno.EDQUOT, "the disk quota is used up; free some space and run it again"),
         (errno.EACCES, "permission denied; check who owns the folder"),
         (errno.EROFS, "the disk is read-only; choose another folder"),
         (errno.EIO, "Input/output error"),

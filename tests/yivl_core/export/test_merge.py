@@ -460,7 +460,7 @@ def test_a_full_disk_leaves_nothing(trained: TrainingSummary, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("yivl_core.export.merge.write_checkpoint", fill)
-    with pytest.raises(StorageError, match=r"merged: the disk is full; free some space and run the same command again"):
+    with pytest.raises(StorageError, match=r"merged: the disk is full; free some space and run it again"):
         merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged")))
     assert names(tmp_path) == []
 

@@ -1,6 +1,5 @@
 """Answers of batches against the original code's and transformers' own generation."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +20,8 @@ MAX_NEW_TOKENS = 32
 
 
 @pytest.fixture(scope="module")
-def cases(reference: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))["cases"]
+def cases(golden_cases: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = golden_cases["cases"]
     assert len(found) == 12
     return found
 

@@ -1,6 +1,5 @@
 """Where answers end, against the original's texts; what is streamed against what is left at the end."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,6 @@ from yivl_core.inference.stopping import STOP_STRINGS, StopChecker
 from yivl_core.processing.tokenization import Tokenizer
 
 EOS = 2
-
-
-@pytest.fixture(scope="module")
-def golden(reference: Path) -> dict[str, Any]:
-    cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
-    return cases
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +30,9 @@ def follow(tokenizer: Tokenizer, ids: list[int], max_new_tokens: int = 1000) -> 
     return checker, deltas
 
 
-def test_texts_and_reasons_of_every_case_are_the_originals(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
+def test_texts_and_reasons_of_every_case_are_the_originals(golden_cases: dict[str, Any], tokenizer: Tokenizer) -> None:
     reasons = []
-    for name, case in golden["cases"].items():
+    for name, case in golden_cases["cases"].items():
         greedy = case["greedy"]
         checker, deltas = follow(tokenizer, greedy["new_ids_without_stop_string"], greedy["max_new_tokens"])
         assert checker.num_tokens == len(greedy["new_ids"]), name
@@ -50,8 +43,10 @@ def test_texts_and_reasons_of_every_case_are_the_originals(golden: dict[str, Any
     assert len(reasons) == 12
 
 
-def test_a_stop_as_the_first_token_ends_the_answer_unlike_in_the_original(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
-    examples = golden["quirks"]["stop_string_is_first_token"]["examples"]
+def test_a_stop_as_the_first_token_ends_the_answer_unlike_in_the_original(
+    golden_cases: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    examples = golden_cases["quirks"]["stop_string_is_first_token"]["examples"]
     assert examples
     for entry in examples:
         assert entry["text"].startswith("###")

@@ -1,6 +1,5 @@
 """The original code's outputs, and the published configurations."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,6 @@ from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 
 NUM_IMAGE_TOKENS = 36
-
-
-@pytest.fixture(scope="session")
-def cases(reference: Path) -> dict[str, Any]:
-    return json.loads((reference / "cases.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

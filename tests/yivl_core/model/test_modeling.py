@@ -22,8 +22,8 @@ CASES = [
 ]  # fmt: skip
 
 
-def test_the_list_of_cases_is_complete(cases: dict[str, Any]) -> None:
-    assert sorted(cases["cases"]) == sorted(CASES)
+def test_the_list_of_cases_is_complete(golden_cases: dict[str, Any]) -> None:
+    assert sorted(golden_cases["cases"]) == sorted(CASES)
 
 
 def test_image_features_equal_the_original(
@@ -42,9 +42,9 @@ def test_image_features_equal_the_original(
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_loss_equal_the_original(
-    name: str, reference_model: YiVLForConditionalGeneration, cases: dict[str, Any], golden: dict[str, torch.Tensor]
+    name: str, reference_model: YiVLForConditionalGeneration, golden_cases: dict[str, Any], golden: dict[str, torch.Tensor]
 ) -> None:
-    case = cases["cases"][name]
+    case = golden_cases["cases"][name]
     inputs = case_inputs(case, golden)
     with torch.no_grad():
         outputs = reference_model(**inputs)
@@ -60,9 +60,9 @@ def test_logits_and_loss_equal_the_original(
 
 @pytest.mark.parametrize("name", CASES)
 def test_greedy_ids_equal_the_original(
-    name: str, reference_model: YiVLForConditionalGeneration, cases: dict[str, Any], golden: dict[str, torch.Tensor]
+    name: str, reference_model: YiVLForConditionalGeneration, golden_cases: dict[str, Any], golden: dict[str, torch.Tensor]
 ) -> None:
-    case = cases["cases"][name]
+    case = golden_cases["cases"][name]
     inputs = case_inputs(case, golden)
     input_ids = inputs["input_ids"]
     ids = reference_model.generate(
@@ -82,9 +82,9 @@ def test_the_selected_state_is_that_of_the_whole_tower(
 
 
 def test_logits_change_with_the_image(
-    reference_model: YiVLForConditionalGeneration, cases: dict[str, Any], golden: dict[str, torch.Tensor]
+    reference_model: YiVLForConditionalGeneration, golden_cases: dict[str, Any], golden: dict[str, torch.Tensor]
 ) -> None:
-    inputs = case_inputs(cases["cases"]["one_image_en"], golden)
+    inputs = case_inputs(golden_cases["cases"]["one_image_en"], golden)
     with torch.no_grad():
         one = reference_model(**inputs).logits[0, -1]
         other = reference_model(**inputs | {"pixel_values": golden["pixel_values.tall.png"].unsqueeze(0)}).logits[0, -1]
@@ -93,9 +93,9 @@ def test_logits_change_with_the_image(
 
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_images_and_their_places_have_to_agree(
-    num_images: int, reference_model: YiVLForConditionalGeneration, cases: dict[str, Any], golden: dict[str, torch.Tensor]
+    num_images: int, reference_model: YiVLForConditionalGeneration, golden_cases: dict[str, Any], golden: dict[str, torch.Tensor]
 ) -> None:
-    inputs = case_inputs(cases["cases"]["one_image_en"], golden)
+    inputs = case_inputs(golden_cases["cases"]["one_image_en"], golden)
     pixels = inputs["pixel_values"].repeat(num_images, 1, 1, 1)
     with pytest.raises(ValueError, match=f"36 places for image tokens in input_ids, but {36 * num_images} image features"):
         reference_model(input_ids=inputs["input_ids"], pixel_values=pixels)

@@ -1,6 +1,5 @@
 """Records and images to model inputs: the original's cases whole, lengths, cutting, and what is refused."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -20,12 +19,6 @@ from yivl_core.processing.processor import Processor, TooLongError
 from yivl_core.processing.tokenization import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 NUM_IMAGE_TOKENS = 36
-
-
-@pytest.fixture(scope="module")
-def golden(reference: Path) -> dict[str, Any]:
-    cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
-    return cases
 
 
 @pytest.fixture(scope="session")
@@ -48,11 +41,11 @@ def text_of(processor: Processor, ids: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "checkpoint_bin"])
-def test_every_case_gives_the_originals_ids_and_pixels(golden: dict[str, Any], reference: Path, form: str) -> None:
+def test_every_case_gives_the_originals_ids_and_pixels(golden_cases: dict[str, Any], reference: Path, form: str) -> None:
     processor = Processor.from_checkpoint(str(reference / form))
     arrays = load_file(reference / "golden.safetensors")
     num_equal = 0
-    for name, case in golden["cases"].items():
+    for name, case in golden_cases["cases"].items():
         texts = [message["text"] for message in case["messages"]]
         history = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
         record = Record(query=texts[-1], history=history, images=tuple(case["images"]))
@@ -110,15 +103,15 @@ def test_images_that_are_not_those_of_the_record_are_a_named_error(processor: Pr
         processor.process(Record(query="hi", id="r-7", images=("a.png",)), [plain(), plain()], with_response=False)
 
 
-def test_more_tags_than_images_are_refused_unlike_in_the_original(golden: dict[str, Any], processor: Processor) -> None:
-    assert golden["quirks"]["more_placeholders_than_images"]["forward"]["result"] == "raises"
+def test_more_tags_than_images_are_refused_unlike_in_the_original(golden_cases: dict[str, Any], processor: Processor) -> None:
+    assert golden_cases["quirks"]["more_placeholders_than_images"]["forward"]["result"] == "raises"
     record = Record(query="<image_placeholder>\nWhat does the word <image_placeholder> mean?", images=("wide.jpg",))
     with pytest.raises(ImageCountError, match=r"2 <image> tag\(s\) .* for 1 image"):
         processor.count_tokens(record, with_response=False)
 
 
-def test_more_images_than_tags_are_refused_unlike_in_the_original(golden: dict[str, Any], processor: Processor) -> None:
-    assert golden["quirks"]["more_images_than_placeholders"]["surplus_images_ignored"]
+def test_more_images_than_tags_are_refused_unlike_in_the_original(golden_cases: dict[str, Any], processor: Processor) -> None:
+    assert golden_cases["quirks"]["more_images_than_placeholders"]["surplus_images_ignored"]
     with pytest.raises(ImageCountError, match=r"1 <image> tag\(s\) .* for 2 image"):
         processor.process(Record(query="<image>?", images=("a", "b")), [plain(), plain()], with_response=False)
 

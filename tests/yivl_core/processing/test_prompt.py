@@ -1,8 +1,6 @@
 """Prompts against those of the original code, and what training learns of them."""
 
 import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +17,6 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def golden(reference: Path) -> dict[str, Any]:
-    cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
-    return cases
-
-
 def record_of(case: dict[str, Any], **fields: Any) -> Record:
     texts = [message["text"] for message in case["messages"]]
     return Record(
@@ -36,46 +28,46 @@ def learned(prompt: Prompt) -> list[str]:
     return [segment.text for segment in prompt.segments if isinstance(segment, TextSegment) and segment.is_learned]
 
 
-def test_system_prompt_is_the_originals(golden: dict[str, Any]) -> None:
-    assert golden["system_prompt"] == SYSTEM_PROMPT
+def test_system_prompt_is_the_originals(golden_cases: dict[str, Any]) -> None:
+    assert golden_cases["system_prompt"] == SYSTEM_PROMPT
 
 
-def test_every_case_is_tested(golden: dict[str, Any]) -> None:
-    assert sorted(golden["cases"]) == sorted(CASES)
+def test_every_case_is_tested(golden_cases: dict[str, Any]) -> None:
+    assert sorted(golden_cases["cases"]) == sorted(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_prompt_is_the_originals(golden: dict[str, Any], name: str) -> None:
-    case = golden["cases"][name]
+def test_prompt_is_the_originals(golden_cases: dict[str, Any], name: str) -> None:
+    case = golden_cases["cases"][name]
     assert str(build_prompt(conversation(record_of(case)))) == case["prompt"]
 
 
 @pytest.mark.parametrize("name", ["one_image_en", "two_images_one_turn", "multi_turn_two_images", "multi_turn_one_image"])
-def test_images_without_tags_give_the_originals_prompt_too(golden: dict[str, Any], name: str) -> None:
-    case = golden["cases"][name]
+def test_images_without_tags_give_the_originals_prompt_too(golden_cases: dict[str, Any], name: str) -> None:
+    case = golden_cases["cases"][name]
     untagged = [{"text": message["text"].replace("<image_placeholder>", "").lstrip("\n")} for message in case["messages"]]
     record = record_of({**case, "messages": untagged})
     assert str(build_prompt(conversation(record))) == case["prompt"]
 
 
-def test_a_finished_exchange_is_the_originals(golden: dict[str, Any]) -> None:
-    case = golden["prompt_building"]["complete_exchange"]
+def test_a_finished_exchange_is_the_originals(golden_cases: dict[str, Any]) -> None:
+    case = golden_cases["prompt_building"]["complete_exchange"]
     query, answer = case["messages"]
     assert str(build_prompt(conversation(Record(query=query)), answer)) + " " == case["prompt"]
 
 
-def test_an_empty_conversation_is_the_originals(golden: dict[str, Any]) -> None:
-    assert str(build_prompt([])) + " " == golden["prompt_building"]["empty_conversation"]["prompt"]
+def test_an_empty_conversation_is_the_originals(golden_cases: dict[str, Any]) -> None:
+    assert str(build_prompt([])) + " " == golden_cases["prompt_building"]["empty_conversation"]["prompt"]
 
 
-def test_the_web_demos_first_message_is_a_tag_a_newline_and_the_text(golden: dict[str, Any]) -> None:
+def test_the_web_demos_first_message_is_a_tag_a_newline_and_the_text(golden_cases: dict[str, Any]) -> None:
     record = Record(query="What?", images=("a.png",))
-    assert str(build_prompt(conversation(record))) == golden["prompt_building"]["web_demo_tuple_first_message"]["prompt"]
+    assert str(build_prompt(conversation(record))) == golden_cases["prompt_building"]["web_demo_tuple_first_message"]["prompt"]
 
 
-def test_an_empty_answer_in_the_history_keeps_its_frame_unlike_the_original(golden: dict[str, Any]) -> None:
+def test_an_empty_answer_in_the_history_keeps_its_frame_unlike_the_original(golden_cases: dict[str, Any]) -> None:
     ours = str(build_prompt(conversation(Record(query="Again", history=(("Hello", ""),)))))
-    original = golden["prompt_building"]["empty_assistant_message_in_history"]["prompt"]
+    original = golden_cases["prompt_building"]["empty_assistant_message_in_history"]["prompt"]
     assert ours == f"{SYSTEM_PROMPT}\n\n### Human: Hello\n### Assistant: \n### Human: Again\n### Assistant:"
     assert ours == original.replace("### Assistant:Human:", "### Assistant: \n### Human:")
 

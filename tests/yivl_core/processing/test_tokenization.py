@@ -1,6 +1,5 @@
 """Ids and text against those of the original code and of plain SentencePiece."""
 
-import json
 import pickle
 import re
 import shutil
@@ -26,12 +25,6 @@ texts = st.lists(
 unlimited = settings(deadline=None)
 
 
-@pytest.fixture(scope="module")
-def golden(reference: Path) -> dict[str, Any]:
-    cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
-    return cases
-
-
 @pytest.fixture(scope="session")
 def tokenizer(reference: Path) -> Tokenizer:
     return Tokenizer.from_folder(reference / "checkpoint")
@@ -47,8 +40,8 @@ def record_of(case: dict[str, Any]) -> Record:
     return Record(query=texts[-1], history=tuple(zip(texts[:-1:2], texts[1::2], strict=True)), images=tuple(case["images"]))
 
 
-def test_ids_and_text_of_every_encoding_are_the_originals(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
-    entries = golden["tokenizer_encode"]
+def test_ids_and_text_of_every_encoding_are_the_originals(golden_cases: dict[str, Any], tokenizer: Tokenizer) -> None:
+    entries = golden_cases["tokenizer_encode"]
     assert len(entries) == 56
     assert [tokenizer.encode(entry["text"], parse_special=True) for entry in entries] == [entry["ids"] for entry in entries]
     assert [tokenizer.decode(entry["ids"]) for entry in entries] == [entry["decode_skip_special"] for entry in entries]
@@ -56,17 +49,17 @@ def test_ids_and_text_of_every_encoding_are_the_originals(golden: dict[str, Any]
     assert with_special == [entry["decode_keep_special"] for entry in entries]
 
 
-def test_text_of_every_decoding_is_the_originals(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
-    entries = golden["tokenizer_decode"]
+def test_text_of_every_decoding_is_the_originals(golden_cases: dict[str, Any], tokenizer: Tokenizer) -> None:
+    entries = golden_cases["tokenizer_decode"]
     assert len(entries) == 56
     assert [tokenizer.decode(entry["ids"]) for entry in entries] == [entry["skip_special"] for entry in entries]
     with_special = [tokenizer.decode(entry["ids"], skip_special_tokens=False) for entry in entries]
     assert with_special == [entry["keep_special"] for entry in entries]
 
 
-def test_ids_of_every_prompt_are_the_originals(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
+def test_ids_of_every_prompt_are_the_originals(golden_cases: dict[str, Any], tokenizer: Tokenizer) -> None:
     compared = 0
-    for name, case in golden["cases"].items():
+    for name, case in golden_cases["cases"].items():
         prompt = build_prompt(conversation(record_of(case)))
         tokens = tokenize_prompt(prompt, tokenizer, num_image_tokens=1)
         if name != "special_tokens_in_text":
@@ -76,8 +69,8 @@ def test_ids_of_every_prompt_are_the_originals(golden: dict[str, Any], tokenizer
     assert compared == 11
 
 
-def test_special_strings_in_user_text_stay_text_unlike_the_original(golden: dict[str, Any], tokenizer: Tokenizer) -> None:
-    case = golden["cases"]["special_tokens_in_text"]
+def test_special_strings_in_user_text_stay_text_unlike_the_original(golden_cases: dict[str, Any], tokenizer: Tokenizer) -> None:
+    case = golden_cases["cases"]["special_tokens_in_text"]
     prompt = build_prompt(conversation(record_of(case)))
     ours = tokenize_prompt(prompt, tokenizer, num_image_tokens=1).input_ids.tolist()
     assert not tokenizer.special_ids.intersection(ours)
@@ -190,9 +183,9 @@ def test_half_a_surrogate_pair_is_a_named_error(tokenizer: Tokenizer, text: str,
         tokenizer.encode(text, parse_special=parse_special)
 
 
-def test_the_numbers_of_images_and_ignored_labels_are_the_originals_and_the_models(golden: dict[str, Any]) -> None:
-    assert golden["image_token_index"] == MODEL_IMAGE_TOKEN_INDEX == IMAGE_TOKEN_INDEX
-    assert golden["ignore_index"] == IGNORE_INDEX
+def test_the_numbers_of_images_and_ignored_labels_are_the_originals_and_the_models(golden_cases: dict[str, Any]) -> None:
+    assert golden_cases["image_token_index"] == MODEL_IMAGE_TOKEN_INDEX == IMAGE_TOKEN_INDEX
+    assert golden_cases["ignore_index"] == IGNORE_INDEX
 
 
 def test_a_tokenizer_survives_pickling(tokenizer: Tokenizer) -> None:

@@ -109,7 +109,7 @@ def test_a_checkpoint_that_fails_leaves_the_earlier_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("yivl_core.training.checkpoint.save_tensors", fail)
-    with pytest.raises(StorageError, match=r"step-000002: the disk is full; free some space and run the same command again"):
+    with pytest.raises(StorageError, match=r"step-000002: the disk is full; free some space and run it again"):
         save_training(tmp_path, *trained, TrainingState(step=2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 

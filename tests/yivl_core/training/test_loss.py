@@ -1,9 +1,8 @@
 """Packed rows against single samples through the model of record, and against the original code's loss."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -146,9 +145,9 @@ def test_right_tokens_are_counted(samples: list[ModelInputs], adapted: PeftModel
     assert sum(int(loss.num_correct) for loss in losses) == expected
 
 
-def test_a_packed_row_has_the_losses_of_the_original_code(reference: Path) -> None:
+def test_a_packed_row_has_the_losses_of_the_original_code(golden_cases: dict[str, Any], reference: Path) -> None:
     """The cases whose images the original reads right, all in one row."""
-    cases = json.loads((reference / "cases.json").read_text(encoding="utf-8"))["cases"]
+    cases = golden_cases["cases"]
     processor = Processor.from_checkpoint(reference / "checkpoint")
     model = load_model(reference / "checkpoint")
     use_packed_attention(model)

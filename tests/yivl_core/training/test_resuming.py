@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +90,14 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def one_run_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events files are told apart by the second in which they were begun; here each run begins in another one."""
+    seconds = count(int(time.time()))
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", SimpleNamespace(time=lambda: next(seconds)))
+
+
+@pytest.mark.usefixtures("one_run_a_second")
 def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(
     uninterrupted: TrainingSummary, config: TrainingConfig
 ) -> None:
@@ -218,7 +228,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr("yivl_core.training.checkpoint.save_tensors", save_until_full)
-        with pytest.raises(StorageError, match="the disk is full; free some space and run the same command again"):
+        with pytest.raises(StorageError, match="the disk is full; free some space and run it again"):
             train_adapter(config)
     assert_equal_runs(resume(config), uninterrupted)
 

@@ -11,8 +11,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow, read_rows
+from yivl_core.data.validation import validate_dataset
 from yivl_core.model.files import adapter_digest, checkpoint_digest, read_about
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
@@ -177,6 +179,28 @@ def test_the_loss_of_a_step_is_averaged_over_its_tokens_not_its_rows(train: Trai
     one, other = (load_file(Path(summary.adapter) / "adapter_model.safetensors") for summary in (whole, single))
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=2e-4)
+
+
+def test_of_whole_receipts_the_answer_of_every_round_is_learned(
+    train: Train, tiny_checkpoint: Path, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = shared_data / "data" / "sroie_receipts" / "train.jsonl"
+    data = validate_dataset(ValidationConfig(dataset=(str(lines),), output=str(tmp_path / "data")))
+    rows: list[PackedBatch] = []
+
+    def keep(model: Any, row: PackedBatch, preprocessor: Any) -> RowLoss:
+        rows.append(row)
+        return row_loss(model, row, preprocessor)
+
+    monkeypatch.setattr("yivl_core.training.sft.row_loss", keep)
+    summary = train(dataset=data.output, val_fraction=0, batch_size=14)
+    assert (summary.num_train_samples, summary.num_dropped, summary.num_steps) == (28, 0, 2)
+    learned = torch.cat([row.labels[row.labels != -100] for row in rows]).tolist()
+    answers = Processor.from_checkpoint(tiny_checkpoint).tokenizer.decode(learned).split("###")
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    expected = [answer for record in records for answer in [*(pair[1] for pair in record["history"]), record["response"]]]
+    assert len(expected) == 84
+    assert sorted(answer.strip() for answer in answers) == sorted([*expected, ""])
 
 
 def test_a_record_that_is_too_long_is_dropped_and_reported(train: Train, make_dataset: MakeDataset) -> None:

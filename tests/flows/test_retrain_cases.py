@@ -1,11 +1,14 @@
-"""What retrain does where its output, its base or its data are not what it would like."""
+"""Retrain with output that was harmed, on another base, and on other data: new, in other formats, real."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import pytest
 
 from flows.configuration import RetrainConfig, RetrainSummary
@@ -15,9 +18,10 @@ from yivl_core.export.configuration import MergeConfig
 from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.configuration import DecodingSettings
 from yivl_core.model.files import open_checkpoint
+from yivl_core.outputs.predictions import read_predictions
 from yivl_core.training.configuration import TrainingSettings
 
-pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
+pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.usefixtures("core_in_this_process_for_module")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def config(small_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def first(config: RetrainConfig, prefect_api: str) -> RetrainSummary:
+def first(config: RetrainConfig, prefect_api: str, core_in_this_process_for_module: None) -> RetrainSummary:
     return retrain(config)
 
 
@@ -84,6 +88,42 @@ def test_a_base_in_the_transformers_layout_stays_in_it(config: RetrainConfig, fi
     summary = retrain(config.model_copy(update={"model": base.output, "output": str(tmp_path / "work")}))
     assert open_checkpoint(summary.model).layout == "transformers"
     assert summary.evaluation.num_samples == first.evaluation.num_samples
+
+
+def test_new_data_is_trained_on_and_the_old_is_kept(config: RetrainConfig, first: RetrainSummary, small_dataset: Path) -> None:
+    """As csv and as a list, which are the same data."""
+    rows = [json.loads(line) for line in (small_dataset / "train.jsonl").read_text().splitlines()]
+    (small_dataset / "train.json").write_text(json.dumps(rows))
+    with (small_dataset / "train.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["query", "response", "images"])
+        writer.writeheader()
+        writer.writerows({**row, "images": json.dumps(row["images"])} for row in rows)
+    for name in ("train.json", "train.csv"):
+        same = retrain(config.model_copy(update={"dataset": (str(small_dataset / name),)}))
+        assert same.validation.digest == first.validation.digest
+        assert same.training == first.training
+        assert same.evaluation == first.evaluation
+    (small_dataset / "more.jsonl").write_text(json.dumps({**rows[0], "query": "Once more."}) + "\n")
+    more = retrain(config.model_copy(update={"dataset": (*config.dataset, str(small_dataset / "more.jsonl"))}))
+    assert more.training.num_train_samples + more.training.num_val_samples == len(rows) + 1
+    assert more.training.adapter_digest != first.training.adapter_digest
+    assert more.model != first.model
+    assert Path(first.model, "yivl.json").is_file()
+
+
+def test_real_receipts_pass_through_the_whole_flow(config: RetrainConfig, shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "data" / "sroie_lines" / "sample"
+    places = {"dataset": (str(folder / "train.jsonl"),), "val_dataset": (str(folder / "val.jsonl"),), "output": str(tmp_path)}
+    summary = retrain(config.model_copy(update={**places, "shard_size": 25}))
+    assert (summary.validation.num_records, summary.validation.num_images, summary.validation.num_errors) == (300, 300, 0)
+    assert (summary.training.num_steps, summary.training.num_dropped, summary.training.num_val_samples) == (75, 0, 60)
+    assert (summary.evaluation.num_samples, summary.evaluation.num_failed) == (60, 0)
+    records = [json.loads(line) for line in (folder / "val.jsonl").read_text().splitlines()]
+    predictions = list(read_predictions(summary.predictions))
+    assert [prediction.reference for prediction in predictions] == [record["response"] for record in records]
+    answers = [prediction.response for prediction in predictions]
+    normalised = [[" ".join(text.casefold().split()) for text in texts] for texts in ([r["response"] for r in records], answers)]
+    assert summary.evaluation.cer == pytest.approx(jiwer.cer(*normalised), abs=1e-9)
 
 
 def test_data_of_which_nothing_can_be_held_out_is_refused_before_training(
