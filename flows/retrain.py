@@ -35,7 +35,7 @@ from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSumma
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.settings import narrow
-from yivl_core.storage import join, publish_bytes
+from yivl_core.storage import join, move_aside, publish_bytes
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 
 Summary = TypeVar("Summary")
@@ -88,7 +88,7 @@ def _run(stage: Callable[[], Summary], folder: str) -> Summary:
         if not Path(folder).exists():
             raise
         aside = f"{folder}.harmed-{_now()}"
-        Path(folder).rename(aside)
+        move_aside(Path(folder), Path(aside))
         get_run_logger().warning("%s. It was moved to %s, and is made again", error, aside)
         return stage()
 

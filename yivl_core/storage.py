@@ -19,6 +19,7 @@ from fsspec.core import url_to_fs
 
 from yivl_core.errors import BusyError, ConfigurationError, StorageError
 
+LOCK_NAME = ".lock"  # of a lock in the folder that is worked on
 _LOCK_TIMEOUT_S = 15.0  # a child whose parent was killed may take some seconds to end
 
 
@@ -149,6 +150,18 @@ def sole_user(place: Path, lock_path: Path) -> Iterator[None]:
     finally:
         lock_path.unlink(missing_ok=True)
         lock.release()
+
+
+def move_aside(folder: Path, aside: Path) -> None:
+    """Rename a folder in which nobody works.
+
+    Raises:
+        BusyError: somebody does, who has locked it by `LOCK_NAME` in it.
+        StorageError: it cannot be renamed.
+    """
+    with sole_user(folder, folder / LOCK_NAME), storage_errors(str(folder)):
+        folder.rename(aside)
+        (aside / LOCK_NAME).unlink()
 
 
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:

@@ -1,6 +1,7 @@
 """The same properties on a GPU: kernels, dtypes and the whole chain. Skipped where there is none."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.model.attention import packed_attention
 from yivl_core.model.weights import load_model
+from yivl_core.progress import Progress
 from yivl_core.training.configuration import TrainingConfig
 from yivl_core.training.sft import train_adapter
 
@@ -85,3 +87,31 @@ def test_the_chain_runs_in_every_dtype(dtype: str, tiny_checkpoint: Path, tmp_pa
     )  # fmt: skip
     assert answered.num_records == 24
     assert answered.num_failed == 0
+
+
+def test_a_float16_run_goes_on_with_the_scale_of_its_loss(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        model=str(tiny_checkpoint), dataset=str(dataset), output=str(tmp_path / "run"), num_epochs=4, batch_size=4, save_steps=3,
+        dtype="float16", device="cuda", resume=True,
+    )  # fmt: skip
+
+    def stop_after(step: int) -> Callable[[Progress], None]:
+        def stop(progress: Progress) -> None:
+            if "loss" in progress.figures and progress.done == step:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for step in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            train_adapter(config, stop_after(step))
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    kept = json.loads((checkpoint / "state.json").read_text())
+    assert checkpoint.name == "step-000003"
+    assert kept["scaler"]["scale"] >= 1
+    assert kept["scaler"]["_growth_tracker"] <= 3
+    train_adapter(config)
+    state = json.loads(max((tmp_path / "run" / "checkpoints").iterdir()).joinpath("state.json").read_text())
+    assert state["scaler"]["scale"] <= kept["scaler"]["scale"], "it grows after 2000 steps"
+    if state["scaler"]["scale"] == kept["scaler"]["scale"]:
+        assert state["scaler"]["_growth_tracker"] == kept["scaler"]["_growth_tracker"] + state["step"] - 3

@@ -21,6 +21,7 @@ from yivl_core.storage import (
     join,
     list_files,
     local_path,
+    move_aside,
     open_binary,
     publish_bytes,
     publish_file,
@@ -332,6 +333,19 @@ def test_a_lock_that_cannot_be_written_says_where(tmp_path: Path) -> None:
         sole_user(tmp_path, tmp_path / "file" / ".lock"),
     ):
         pytest.fail("no lock")
+
+
+def test_a_folder_steps_aside_unless_somebody_works_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    folder, aside = tmp_path / "folder", tmp_path / "aside"
+    folder.mkdir()
+    (folder / "content").write_text("...")
+    with sole_user(folder, folder / ".lock"), pytest.raises(BusyError, match="folder: another process works in this folder"):
+        move_aside(folder, aside)
+    move_aside(folder, aside)
+    assert (names(tmp_path), names(aside)) == (["aside"], ["content"])
+    with pytest.raises(StorageError, match="folder"):
+        move_aside(tmp_path / "aside" / "content" / "folder", aside)
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -26,12 +26,11 @@ from torch.utils.tensorboard import SummaryWriter
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from yivl_core.storage import is_temporary, publish_bytes, publish_file, remove_unfinished, sole_user, storage_errors
+from yivl_core.storage import LOCK_NAME, is_temporary, publish_bytes, publish_file, remove_unfinished, sole_user, storage_errors
 from yivl_core.training.result import ADAPTER_FOLDER
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
 METRICS_NAME = "metrics.jsonl"
-_LOCK = ".lock"
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
 
 
@@ -79,7 +78,7 @@ class RunFolder:
             BusyError: another process does.
             OutputError: as above; the folder may have changed since.
         """
-        with sole_user(self.path, self.path / _LOCK):
+        with sole_user(self.path, self.path / LOCK_NAME):
             self._look()
             for folder, pattern in ((self.checkpoints, "*"), (self.path, ADAPTER_FOLDER), (self.path, "*.json*")):
                 remove_unfinished(folder, pattern)
@@ -114,7 +113,7 @@ class RunFolder:
         """Whether there is more than what comes before a run: datasets validated for it, its lock, half-written files."""
         if not self.path.is_dir():
             return self.path.exists()
-        return any(path.name not in (*_DATASETS, _LOCK) and not is_temporary(path.name) for path in self.path.iterdir())
+        return any(path.name not in (*_DATASETS, LOCK_NAME) and not is_temporary(path.name) for path in self.path.iterdir())
 
     def _check(self, found: Mapping[str, Any]) -> None:
         lines = []

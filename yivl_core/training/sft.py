@@ -169,7 +169,8 @@ class _Trainer:
         """All steps that are left."""
         if (self.folder.path / METRICS_NAME).is_file():  # a run whose figures are lost is made again
             self.state = load_training(self.folder.checkpoints, self.adapted, self.optimizer)
-            self.scaler.load_state_dict(self.state.scaler)
+            if self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)
         self.metrics = Metrics(self.folder.path, self.state.step)
         steps = range(self.state.step, self.total_steps)
         save_steps = self.config.save_steps or self.config.eval_steps
