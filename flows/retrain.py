@@ -97,7 +97,8 @@ def _validate(config: RetrainConfig, dataset: tuple[str, ...]) -> ValidationSumm
     """Validate into a folder named by where the data lies: what it holds is known only afterwards."""
     place = digest_json([list(dataset), config.image_root])
     output = _folder(config, "datasets", place)
-    return validate_to_go_on(ValidationConfig(dataset=dataset, image_root=config.image_root, output=output))
+    settings = ValidationConfig(dataset=dataset, image_root=config.image_root, output=output)
+    return _run(lambda: validate_to_go_on(settings), output)
 
 
 def _train(config: RetrainConfig, data: ValidationSummary, val_data: ValidationSummary | None) -> TrainingSummary:
@@ -137,7 +138,7 @@ def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> Evaluatio
     # Two models may give equal answers; their reports differ all the same, in what they say of their origin.
     key = content_key(predictions=predictions.content_digest, place=predictions.output.removeprefix(config.output))
     output = _folder(config, "reports", key)
-    return evaluate(EvaluationConfig(predictions=predictions.output, output=output))
+    return _run(lambda: evaluate(EvaluationConfig(predictions=predictions.output, output=output)), output)
 
 
 def _run_folder(config: RetrainConfig) -> str:

@@ -1,7 +1,6 @@
 """The tasks around `infer_shards`: all shards in one child, or one of them for a worker."""
 
 from itertools import islice
-from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_table_artifact
@@ -11,10 +10,9 @@ from tasks.caching import CACHED_TASK, CORE_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.data.reading import InputSource, input_digest
-from yivl_core.digests import digest_file
 from yivl_core.doors import ShardedInferenceConfig
-from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
-from yivl_core.model.files import HELD_OUT_FILE, adapter_digest, checkpoint_digest
+from yivl_core.inference.configuration import InferenceConfig, InferenceSummary, find_input
+from yivl_core.model.files import adapter_digest, checkpoint_digest
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 from yivl_core.outputs.predictions import content_digest, read_predictions
 from yivl_core.outputs.shards import read_plan, shards_to_do
@@ -39,7 +37,7 @@ def inference_key(config: InferenceConfig, data: str | None = None) -> str:
         settings=config.model_dump(include=names),
         model=checkpoint_digest(config.model),
         adapter=adapter_digest(config.adapter) if config.adapter else None,
-        data=[data, _input_digest(config)],
+        data=[data, input_digest(find_input(config))],
     )
 
 
@@ -89,13 +87,6 @@ def show_samples(output: str) -> None:
     """Make an artifact of the first predictions."""
     rows = prediction_rows(islice(read_predictions(output), NUM_SAMPLE_PREDICTIONS))
     create_table_artifact(key="sample-predictions", table=rows, description=f"The first of {output}")
-
-
-def _input_digest(config: InferenceConfig) -> str | None:
-    if not config.load_dataset_config:
-        return input_digest(narrow(config, InputSource))
-    held_out = Path(config.adapter or config.model) / HELD_OUT_FILE
-    return digest_file(held_out) if held_out.is_file() else None  # without it, inference says what is missing
 
 
 def _is_intact(summary: InferenceSummary) -> bool:

@@ -7,8 +7,8 @@ from prefect import task
 from tasks.caching import CACHED_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
-from yivl_core.export.configuration import MergeConfig, MergeSummary
-from yivl_core.model.files import adapter_digest, checkpoint_digest, read_about
+from yivl_core.export.configuration import MergeConfig, MergeSummary, find_base
+from yivl_core.model.files import adapter_digest, checkpoint_digest, has_held_out_rows_of, read_about
 
 
 def merge_key(config: MergeConfig) -> str:
@@ -19,14 +19,22 @@ def merge_key(config: MergeConfig) -> str:
     """
     return content_key(
         adapter=adapter_digest(config.adapter),
-        model=checkpoint_digest(config.model) if config.model else None,
+        model=checkpoint_digest(find_base(config)),
         settings=config.model_dump(include={"layout", "max_shard_bytes"}),
     )
 
 
 def merge(config: MergeConfig, deadline_s: float | None = None) -> MergeSummary:
     """Merge an adapter into its base, unless the very same merge is there."""
-    return run_cached(_merge, config, key=merge_key(config), output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
+    key = merge_key(config)
+    return run_cached(
+        _merge,
+        config,
+        key=key,
+        output=config.output,
+        is_intact=lambda summary: _is_intact(summary, Path(config.adapter)),
+        deadline_s=deadline_s,
+    )
 
 
 @task(name="merge", **CACHED_TASK)
@@ -35,6 +43,8 @@ def _merge(config: MergeConfig, deadline_s: float | None, cache_key: str) -> Mer
     return summary
 
 
-def _is_intact(summary: MergeSummary) -> bool:
+def _is_intact(summary: MergeSummary, adapter: Path) -> bool:
+    if not has_held_out_rows_of(adapter, Path(summary.output)):
+        return False
     stated = read_about(Path(summary.output)).get("digest")
     return stated == summary.digest == checkpoint_digest(summary.output)

@@ -11,7 +11,7 @@ from tasks.relay import ProgressRelay
 from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.model.files import checkpoint_digest
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
-from yivl_core.training.result import is_result_whole
+from yivl_core.training.result import are_held_out_images_there, is_result_whole
 
 
 def training_key(settings: TrainingSettings, model: str, dataset: str, val_dataset: str | None) -> str:
@@ -50,7 +50,9 @@ def _train(config: TrainingConfig, deadline_s: float | None, cache_key: str) -> 
 
 
 def _is_intact(summary: TrainingSummary) -> bool:
-    return is_result_whole(Path(summary.output), summary.adapter_digest)
+    """Where the held-out rows' images have moved, the training tells where they lie in the dataset that it is given now."""
+    folder = Path(summary.output)
+    return is_result_whole(folder, summary.adapter_digest) and are_held_out_images_there(folder)
 
 
 def _table(summary: TrainingSummary) -> list[dict[str, float | None]]:

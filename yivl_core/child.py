@@ -45,6 +45,7 @@ LASTING_ERRORS = frozenset(
         errno.EEXIST,
         errno.ENAMETOOLONG,
         errno.ELOOP,
+        errno.EBUSY,
     }
 )
 GRACE_S = 10.0  # from being asked to stop until being killed

@@ -2,10 +2,12 @@
 
 A `*_url` is an fsspec address (`s3://bucket/key`, `memory://x`) or a plain local path; a `*_path` is a local `Path`.
 What is published appears complete or not at all: a temporary name and one rename on a local disk, one put on an object store.
-A process killed in between leaves a file named `.NAME.tmp-*` that nothing reads; the next one that locks its place removes it.
+A process killed in between leaves a file named `.NAME.tmp-*` that nothing reads; the next process that locks the place
+removes it.
 """
 
 import errno
+import glob
 import os
 import shutil
 import uuid
@@ -14,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from fsspec.core import url_to_fs
 
 from yivl_core.errors import BusyError, ConfigurationError, StorageError
@@ -116,6 +118,8 @@ def publish_folder(path: Path) -> Iterator[Path]:
     temporary_path = _temporary_sibling(path)
     try:
         with storage_errors(str(path)):
+            if path.is_mount():  # said before the work, not after it
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
             temporary_path.mkdir(parents=True)
             yield temporary_path
             for file_path in temporary_path.rglob("*"):
@@ -138,18 +142,22 @@ def sole_user(place: Path, lock_path: Path) -> Iterator[None]:
         BusyError: another process holds the lock, and did not end within a few seconds.
         StorageError: the lock file cannot be written.
     """
-    lock = FileLock(lock_path, timeout=_LOCK_TIMEOUT_S)
-    with storage_errors(str(lock_path)):
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(f"{place}: another process works in this folder; wait for it, or choose another folder") from error
+    lock = _lock(place, lock_path)
     try:
         yield
     finally:
-        lock_path.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock_path.unlink()
         lock.release()
+
+
+@contextmanager
+def sole_publisher(path: Path) -> Iterator[None]:
+    """As `sole_user`, for who publishes a folder as a whole. What killed processes left half-written of it is removed."""
+    path = path.resolve()
+    with sole_user(path, path.with_name(f".{path.name}.lock")):
+        remove_unfinished(path.parent, glob.escape(path.name))
+        yield
 
 
 def move_aside(folder: Path, aside: Path) -> None:
@@ -159,9 +167,24 @@ def move_aside(folder: Path, aside: Path) -> None:
         BusyError: somebody does, who has locked it by `LOCK_NAME` in it.
         StorageError: it cannot be renamed.
     """
-    with sole_user(folder, folder / LOCK_NAME), storage_errors(str(folder)):
-        folder.rename(aside)
-        (aside / LOCK_NAME).unlink()
+    lock = _lock(folder, folder / LOCK_NAME)
+    try:
+        with storage_errors(str(folder)):
+            folder.rename(aside)
+            (aside / LOCK_NAME).unlink()  # at the old place somebody else's may be by now
+    finally:
+        lock.release()
+
+
+def _lock(place: Path, lock_path: Path) -> BaseFileLock:
+    lock = FileLock(lock_path, timeout=_LOCK_TIMEOUT_S)
+    with storage_errors(str(lock_path)):
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(f"{place}: another process works in this folder; wait for it, or choose another folder") from error
+    return lock
 
 
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:
@@ -228,6 +251,7 @@ _REMEDIES: dict[int | None, str] = {
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "there is no such file or folder; check the path",
     errno.EEXIST: "a file of this name is there already, where a folder belongs; choose another path",
+    errno.EBUSY: "a mounted folder cannot be replaced as a whole; name a folder below it",
     errno.ENOTDIR: "a part of this path is a file, not a folder; check the path",
 }
 

@@ -59,6 +59,18 @@ HARMS: dict[str, dict[str, tuple[Harm, bool]]] = {
         "models": (lambda folder: append(folder / "tokenizer_config.json"), False),
         "predictions": (lambda folder: append(folder / "predictions" / "part-00001.parquet"), True),
     },
+    "files that are emptied": {
+        "adapters": (lambda folder: (folder / "adapter" / "yivl.json").write_text(""), True),
+        "models": (lambda folder: (folder / "yivl.json").write_text(""), False),
+        "datasets": (lambda folder: (folder / "report.json").write_text(""), False),
+        "reports": (lambda folder: (folder / "report.json").write_text(""), False),
+    },
+    "rows that are lost": {
+        "adapters": (lambda folder: [path.write_text("") for path in folder.rglob("val.jsonl")], True),
+        "models": (lambda folder: (folder / "val.jsonl").unlink(), True),
+        "datasets": (lambda folder: (folder / "records.jsonl").unlink(), False),
+        "reports": (lambda folder: (folder / "report.json").unlink(), False),
+    },
     "content that is mixed up": {
         "adapters": (lambda folder: append(folder / "adapter" / "adapter_config.json"), True),
         "models": (lambda folder: (folder / "model.safetensors").unlink(), True),
@@ -69,7 +81,8 @@ HARMS: dict[str, dict[str, tuple[Harm, bool]]] = {
 
 @pytest.mark.parametrize("what", HARMS)
 def test_what_was_harmed_is_made_again(what: str, config: RetrainConfig, first: RetrainSummary) -> None:
-    folders = {Path(folder).parent.name: Path(folder) for folder in (first.training.output, first.model, first.predictions)}
+    places = (first.validation.output, first.training.output, first.model, first.predictions, first.evaluation.output)
+    folders = {Path(folder).parent.name: Path(folder) for folder in places}
     for folder in Path(config.output).glob("*/*.harmed-*"):
         shutil.rmtree(folder)
     for stage, (harm, _) in HARMS[what].items():
@@ -81,6 +94,24 @@ def test_what_was_harmed_is_made_again(what: str, config: RetrainConfig, first: 
     assert aside == {stage for stage, (_, is_mended) in HARMS[what].items() if not is_mended}
     for folder in folders.values():
         assert not [path for path in folder.rglob("*") if ".tmp-" in path.name]
+
+
+def test_data_that_was_moved_is_found_where_it_lies_now(
+    config: RetrainConfig, first: RetrainSummary, small_dataset: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(small_dataset, old)
+    moving = config.model_copy(update={"dataset": (str(old / "train.jsonl"),), "output": str(tmp_path / "work")})
+    before = retrain(moving)
+    old.rename(tmp_path / "new")
+    now = moving.model_copy(update={"dataset": (str(tmp_path / "new" / "train.jsonl"),)})
+    after = retrain(now)
+    assert after.training == before.training
+    assert after.evaluation.num_failed == 0
+    assert after.evaluation.cer == before.evaluation.cer == first.evaluation.cer
+    for folder in (after.training.output, after.training.adapter, after.model):
+        assert str(tmp_path / "new") in Path(folder, "val.jsonl").read_text()
+        assert str(old) not in Path(folder, "val.jsonl").read_text()
 
 
 def test_a_base_in_the_transformers_layout_stays_in_it(config: RetrainConfig, first: RetrainSummary, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tasks.merging import merge_key
 from tasks.training import training_key
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.validation import validate_dataset
-from yivl_core.errors import CheckpointError, DatasetError
+from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.settings import narrow
@@ -81,6 +81,34 @@ def test_predictions_are_known_by_content_and_settings(tiny_checkpoint, dataset,
     assert inference_key(same) == key
     assert len({key, *keys}) == 6
     assert inference_key(config, data="known otherwise") not in {key, *keys}
+
+
+def test_of_held_out_rows_the_limit_counts_too(tiny_checkpoint, dataset, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "merged")
+    shutil.copyfile(Path(dataset, "records.jsonl"), tmp_path / "merged" / "val.jsonl")
+    config = InferenceConfig(model=str(tmp_path / "merged"), load_dataset_config=True, output="here")
+    keys = {inference_key(narrow(config, InferenceConfig, **changes)) for changes in ({}, {"limit": 1}, {"limit": 2})}
+    assert len(keys) == 3
+    (tmp_path / "merged" / "val.jsonl").unlink()
+    with pytest.raises(ConfigurationError, match=r"has no val.jsonl, .*; give --dataset"):
+        inference_key(config)
+
+
+def test_a_merge_is_known_by_its_base_also_where_the_adapter_names_it(tiny_checkpoint, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny_checkpoint, base)
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"...")
+    settings = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    config = MergeConfig(adapter=str(adapter), output="here")
+    key = merge_key(config)
+    assert merge_key(config.model_copy(update={"model": str(tiny_checkpoint), "output": "there"})) == key
+    shutil.rmtree(base)
+    with pytest.raises(ConfigurationError, match=r"was trained on .*base, which is not there; give the base as --model"):
+        merge_key(config)
+    changed_weights(tiny_checkpoint, base)
+    assert merge_key(config) != key
 
 
 def test_a_missing_part_is_named_before_any_work(tiny_checkpoint, dataset):

@@ -116,6 +116,17 @@ def test_a_folder_that_fails_leaves_what_was_there(is_there: bool, error: type[B
     assert not is_there or names(path) == ["old.txt"]
 
 
+def test_a_mounted_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "mounted")
+    (tmp_path / "mounted").mkdir()
+    message = r"mounted: a mounted folder cannot be replaced as a whole; name a folder below it"
+    with pytest.raises(StorageError, match=message), publish_folder(tmp_path / "mounted"):
+        pytest.fail("work")
+    with publish_folder(tmp_path / "mounted" / "below") as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path / "mounted") == ["below"]
+
+
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "large disk" / "folder").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "large disk" / "folder")
@@ -346,6 +357,22 @@ def test_a_folder_steps_aside_unless_somebody_works_in_it(tmp_path: Path, monkey
     assert (names(tmp_path), names(aside)) == (["aside"], ["content"])
     with pytest.raises(StorageError, match="folder"):
         move_aside(tmp_path / "aside" / "content" / "folder", aside)
+
+
+def test_the_lock_of_who_comes_after_a_move_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rename = Path.rename
+
+    def rename_and_come(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        path.mkdir()
+        (path / ".lock").touch()
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename_and_come)
+    move_aside(folder, tmp_path / "aside")
+    assert (names(folder), names(tmp_path / "aside")) == ([".lock"], [])
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -104,13 +104,9 @@ class ValidatedDataset:
         """
         digest = hashlib.sha256()
         path = Path(self.folder) / RECORDS_NAME
-        with open_binary(str(path)) as file:
-            for number, line in enumerate(file, 1):
-                validated = parse_line(line.decode(errors="replace"))
-                if validated is None:
-                    raise DatasetError(f"{path}:{number}: this line was changed after validation; run `yivl validate` again")
-                digest.update(validated.canonical.encode() + b"\n")
-                yield validated
+        for validated in read_records(path):
+            digest.update(validated.canonical.encode() + b"\n")
+            yield validated
         if digest.hexdigest() != self.digest:
             raise DatasetError(f"{path}: records were changed after validation; run `yivl validate` again")
 
@@ -128,6 +124,29 @@ def write_records(path: Path, records: Iterable[ValidatedRecord]) -> None:
     with publish_file(path) as temporary_path, temporary_path.open("w", encoding="utf-8", newline="\n") as file:
         for validated in records:
             file.write(record_line(validated))
+
+
+def read_records(path: Path) -> Iterator[ValidatedRecord]:
+    """The records of a file that `write_records` or a validation wrote.
+
+    Raises:
+        DatasetError: a line is none of these.
+        StorageError: the file cannot be read.
+    """
+    with open_binary(str(path)) as file:
+        for number, line in enumerate(file, 1):
+            validated = parse_line(line.decode(errors="replace"))
+            if validated is None:
+                raise DatasetError(f"{path}:{number}: this line was changed after validation; run `yivl validate` again")
+            yield validated
+
+
+def digest_records(records: Iterable[ValidatedRecord]) -> str:
+    """sha256 (hex) over the content of records in order, wherever they and their images lie."""
+    digest = hashlib.sha256()
+    for validated in records:
+        digest.update(validated.canonical.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def record_line(validated: ValidatedRecord) -> str:

@@ -145,8 +145,7 @@ def input_digest(source: InputSource) -> str:
     settings = {"prompt": source.prompt, "limit": source.limit}
     if source.images is not None:
         root, names = find_images(source.images)
-        status = [(_readable(name), os.lstat(root / name)) for name in names]
-        return digest_json([settings, [[name, entry.st_size, entry.st_mtime_ns] for name, entry in status]])
+        return digest_json([settings, [[_readable(name), _file_state(root / name)] for name in names[: source.limit]]])
     if source.dataset is not None and is_validated_dataset(source.dataset):
         return digest_json([settings, ValidatedDataset.open(source.dataset).digest])
     images = _digest_images(read_inputs(source))
@@ -165,11 +164,15 @@ def _digest_images(rows: Iterable[InputRow]) -> str:
 def _image_state(image: ImageReference, store: ImageStore) -> str:
     """Size and time of change of an image; or what keeps it from being used, as far as that shows without opening it."""
     try:
-        path = store.resolve(image)
-        status = path.stat()
+        return _file_state(store.resolve(image))
     except ImageError as cause:
         return cause.kind
-    except OSError:  # removed just now
+
+
+def _file_state(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
         return "image_missing"
     return f"{status.st_size} {status.st_mtime_ns}" if os.access(path, os.R_OK) else "permission_denied"
 

@@ -24,7 +24,7 @@ from yivl_core.data.report import Lengths, Tally, build_report, render_report
 from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import OutputError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder
+from yivl_core.storage import local_path, publish_folder, sole_publisher
 
 _ROWS_PER_PROGRESS = 50
 
@@ -47,12 +47,13 @@ def validate_dataset(
     Raises:
         ConfigurationError: a file or the image root is not there, or has an unknown format.
         OutputError: the output folder holds something else than an earlier validation's result.
+        BusyError: another process validates into it.
         StorageError: reading or writing failed.
     """
     output = _free_output(config)
     files = [read_rows(url, config.image_root, config.purpose, config.max_line_bytes) for url in config.dataset]
     tally = Tally(lengths=None if count_tokens is None else Lengths())
-    with publish_folder(output) as folder:
+    with sole_publisher(output), publish_folder(output) as folder:
         with DatasetWriter(folder) as writer:
             seen: dict[bytes, Source] = {}
             for checked in check_images(itertools.chain.from_iterable(files), ImageStore(config.max_pixels)):

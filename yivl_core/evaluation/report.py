@@ -1,7 +1,7 @@
 """Predictions -> evaluation report: a pure function of the rows and their manifest, so the same inputs give the same bytes.
 
 Rows pass by once and are not kept, but for the few that the report shows. Neither the clock, the place of the folder nor the
-machine enters a report; times stay in the manifest of the run that made the predictions.
+machine of the evaluation enters a report; times stay in the manifest of the run that made the predictions.
 """
 
 import heapq

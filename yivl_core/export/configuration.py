@@ -1,9 +1,14 @@
 """What a user decides about an export, and what it wrote."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from yivl_core.errors import ConfigurationError
+from yivl_core.model.files import read_adapter_config
 
 
 class MergeConfig(BaseModel):
@@ -25,6 +30,23 @@ class MergeConfig(BaseModel):
     device: str = Field(
         default="auto", description="where the merged model is compared with the unmerged one: auto, cpu, cuda or cuda:N"
     )
+
+
+def find_base(config: MergeConfig) -> str:
+    """The base that is merged into: the one that is named, or else the one that the adapter was trained on.
+
+    Raises:
+        ConfigurationError: the adapter does not say which that was, or it is not there.
+        CheckpointError: no adapter folder.
+    """
+    if config.model is not None:
+        return config.model
+    base = read_adapter_config(Path(config.adapter)).get("base_model_name_or_path")
+    if not base:
+        raise ConfigurationError(f"{config.adapter}: does not say what it was trained on; give the base as --model")
+    if not os.path.exists(base):  # noqa: PTH110  (of a name that is too long the other would raise an error)
+        raise ConfigurationError(f"{config.adapter}: was trained on {base}, which is not there; give the base as --model")
+    return str(base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,7 @@ Each weight is added up in float32 and rounded once; tensors pass from file to f
 it is read back: each merged weight is compared with what PEFT makes of base and adapter, and the logits with those of the two.
 """
 
-import glob
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
 from yivl_core.errors import CheckpointError, ConfigurationError, OutputError
-from yivl_core.export.configuration import MergeConfig, MergeSummary
+from yivl_core.export.configuration import MergeConfig, MergeSummary, find_base
 from yivl_core.model.adapters import check_base, load_adapter, merge_tensors
 from yivl_core.model.devices import resolve_device
 from yivl_core.model.files import (
@@ -26,15 +24,15 @@ from yivl_core.model.files import (
     CheckpointFiles,
     adapter_digest,
     checkpoint_digest,
+    has_held_out_rows_of,
     open_checkpoint,
     read_about,
-    read_adapter_config,
 )
 from yivl_core.model.tensors import LazyTensor
 from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
 from yivl_core.processing.processor import Processor
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder, remove_unfinished, sole_user
+from yivl_core.storage import local_path, publish_bytes, publish_folder, sole_publisher
 
 _STEPS = ("read", "merge", "compare", "publish")
 # Largest difference of a logit, as a share of the largest logit: what rounding the merged weights to each dtype can do, and what
@@ -57,7 +55,7 @@ def merge_adapter(config: MergeConfig, on_progress: OnProgress = ignore_progress
     output, adapter = local_path(config.output, "the merged checkpoint"), local_path(config.adapter, "the adapter")
     device = resolve_device(config.device)
     _report(on_progress, 0)
-    base = open_checkpoint(_find_base(config, adapter))
+    base = open_checkpoint(find_base(config))
     Processor.from_checkpoint(base)  # its files are copied, so they have to be right
     layout = _find_layout(config, base)
     about: dict[str, Any] = {
@@ -68,10 +66,10 @@ def merge_adapter(config: MergeConfig, on_progress: OnProgress = ignore_progress
         "adapter_digest": adapter_digest(adapter),
     }
     check_base(adapter, base, about["base_digest"])
-    target = output.resolve()
-    with sole_user(output, target.with_name(f".{target.name}.lock")):
-        remove_unfinished(target.parent, glob.escape(target.name))
-        if output.exists() and (summary := _published_before(output, about)):
+    if summary := _published_before(output, adapter, about):
+        return summary
+    with sole_publisher(output):
+        if summary := _published_before(output, adapter, about):
             return summary
         _report(on_progress, 1)
         tensors, num_merged = merge_tensors(read_tensors(base), adapter)
@@ -96,22 +94,18 @@ def _find_layout(config: MergeConfig, base: CheckpointFiles) -> str:
     return config.layout or base.layout
 
 
-def _find_base(config: MergeConfig, adapter: Path) -> str:
-    base = config.model or read_adapter_config(adapter).get("base_model_name_or_path")
-    if not base:
-        raise ConfigurationError(f"{adapter}: does not say what it was trained on; give the base as --model")
-    if config.model is None and not Path(base).exists():
-        raise ConfigurationError(f"{adapter}: was trained on {base}, which is not there; give the base as --model")
-    return str(base)
-
-
-def _published_before(output: Path, about: dict[str, Any]) -> MergeSummary | None:
+def _published_before(output: Path, adapter: Path, about: dict[str, Any]) -> MergeSummary | None:
     """The summary of an equal earlier merge, if its files are still what they were; None for an empty or incomplete folder."""
+    if not output.exists():
+        return None
     if not output.is_dir():
         raise OutputError(f"{output}: is a file; choose a folder to write the checkpoint to")
     if not any(output.iterdir()):
         return None
-    found = read_about(output)
+    try:
+        found = read_about(output)
+    except CheckpointError:  # nobody can tell what it is
+        found = {}
     if not about.items() <= found.items():
         raise OutputError(f"{output}: holds something else than this merge; choose another folder, or remove it first")
     try:
@@ -120,6 +114,8 @@ def _published_before(output: Path, about: dict[str, Any]) -> MergeSummary | Non
         return None  # a part of it is gone, so it is made again
     if digest != found.get("digest"):
         raise OutputError(f"{output}: holds this merge, but its files have changed since; remove the folder to merge again")
+    if not has_held_out_rows_of(adapter, output):
+        _copy_held_out_rows(adapter, output)
     return _summary(output, found, was_there=True)
 
 
@@ -140,8 +136,14 @@ def _write_about(folder: Path, adapter: Path, about: dict[str, Any]) -> None:
     of_adapter = read_about(adapter)
     kept = {key: of_adapter[key] for key in ("prompt_version", "training_digest", "dataset_digest") if key in of_adapter}
     (folder / ABOUT_FILE).write_text(json.dumps(about | kept, indent=2) + "\n", encoding="utf-8")
-    for held_out in sorted(adapter.glob(f"{HELD_OUT_FILE}*")):
-        shutil.copyfile(held_out, folder / held_out.name)
+    _copy_held_out_rows(adapter, folder)
+
+
+def _copy_held_out_rows(adapter: Path, folder: Path) -> None:
+    if (adapter / HELD_OUT_FILE).is_file():
+        publish_bytes(str(folder / HELD_OUT_FILE), (adapter / HELD_OUT_FILE).read_bytes())
+    else:
+        (folder / HELD_OUT_FILE).unlink(missing_ok=True)
 
 
 def _compare(base: CheckpointFiles, adapter: Path, merged: Path, dtype: torch.dtype, device: torch.device) -> float:
@@ -195,10 +197,15 @@ def _compare_weights(adapter: Path, adapted: PeftModel, base: Mapping[str, LazyT
         expected = base[f"{name}.weight"].load().to(change.device).float() + change
         stored = merged[f"{name}.weight"].load()
         noise = _SUM_NOISE * (expected.abs().max() + change.abs().max())
+        limits = torch.finfo(stored.dtype)
+        smallest_step = limits.smallest_normal * limits.eps  # below the normal numbers rounding is absolute
         difference = (stored.to(change.device).float() - expected).abs()
-        if not bool((difference <= torch.finfo(stored.dtype).eps * expected.abs() + noise).all()):
+        excess = difference - (limits.eps * expected.abs() + noise + smallest_step)
+        worst = excess.argmax()
+        if not excess.flatten()[worst] <= 0:
             raise CheckpointError(
-                f"{name}.weight: the merged weight differs from that of base + {adapter} by {float(difference.max()):.3g}; "
+                f"{name}.weight: the merged weight differs from that of base + {adapter} by "
+                f"{float(difference.flatten()[worst]):.3g}; "
                 "nothing was published. Are all the adapter's targets in the base?"
             )
 

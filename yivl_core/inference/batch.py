@@ -19,12 +19,12 @@ from yivl_core.data.dataset import is_validated_dataset
 from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow, InputSource, input_digest, read_inputs
 from yivl_core.errors import ConfigurationError, DatasetError, OutputError
-from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary
+from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary, find_input
 from yivl_core.inference.generation import Completion, Request, generate
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.model.adapters import check_base, load_adapter
 from yivl_core.model.devices import resolve_device, resolve_dtype
-from yivl_core.model.files import HELD_OUT_FILE, CheckpointFiles, adapter_digest, open_checkpoint
+from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
@@ -57,7 +57,7 @@ def infer_shards(
     started = time.perf_counter()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    base, source, store = open_checkpoint(config.model), _input_source(config), _image_store(config)
+    base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
     fingerprint = _fingerprint(config, base, source, device, dtype)
     plan = plan_shards(
         config.output,
@@ -241,21 +241,6 @@ def _prediction_images(row: InputRow, images: Sequence[LoadedImage]) -> tuple[Pr
         for reference, image in zip(row.images, images, strict=False)
     ]
     return (*known, *(PredictionImage(uri=reference.uri, sha256=reference.sha256) for reference in row.images[len(known) :]))
-
-
-def _input_source(config: InferenceConfig) -> InputSource:
-    """The input as the data layer knows it; for `load_dataset_config` the rows that training held out."""
-    source = {name: getattr(config, name) for name in InputSource.model_fields}
-    if config.load_dataset_config:
-        folder = Path(config.adapter or config.model)
-        held_out = folder / HELD_OUT_FILE
-        if not held_out.is_file():
-            raise ConfigurationError(
-                f"{folder}: has no {HELD_OUT_FILE}, so it was not trained or merged by yivl, and nobody knows which records were "
-                "held out; give --dataset"
-            )
-        source["dataset"] = str(held_out)
-    return InputSource(**source)
 
 
 def _image_store(config: InferenceConfig) -> ImageStore:

@@ -1,11 +1,15 @@
 """What a user decides about batch inference. No torch here, so that flows and the command line can read it quickly."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from yivl_core.data.reading import InputSource
+from yivl_core.errors import ConfigurationError
+from yivl_core.model.files import HELD_OUT_FILE
+from yivl_core.settings import narrow
 
 
 class DecodingSettings(BaseModel):
@@ -53,6 +57,25 @@ class InferenceConfig(DecodingSettings, InputSource):
         if bool(self.images) != bool(self.prompt):
             raise ValueError("`images` and `prompt` go together: give the folder or glob, and what to ask about each image")
         return self
+
+
+def find_input(config: InferenceConfig) -> InputSource:
+    """The input as the data layer knows it; for `load_dataset_config` the rows that training held out.
+
+    Raises:
+        ConfigurationError: nobody knows which they were.
+    """
+    source = narrow(config, InputSource)
+    if not config.load_dataset_config:
+        return source
+    folder = Path(config.adapter or config.model)
+    held_out = folder / HELD_OUT_FILE
+    if not held_out.is_file():
+        raise ConfigurationError(
+            f"{folder}: has no {HELD_OUT_FILE}, so it was not trained or merged by yivl, and nobody knows which records were "
+            "held out; give --dataset"
+        )
+    return source.model_copy(update={"dataset": str(held_out)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

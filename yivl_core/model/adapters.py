@@ -114,7 +114,7 @@ def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel
     try:
         with _without_deprecations():
             adapted = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, re.error) as error:
         raise CheckpointError(
             f"{folder}: this adapter does not fit the model ({error}); is it the adapter's own base?"
         ) from error

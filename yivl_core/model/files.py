@@ -13,6 +13,7 @@ The transformers layout is what `yivl export --layout transformers` writes: a ne
 `model*.safetensors`, and the preprocessor and tokenizer files beside them.
 """
 
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from yivl_core.digests import digest_file, digest_files, digest_json
+from yivl_core.digests import canonical_json, digest_file, digest_files, digest_json
 from yivl_core.errors import CheckpointError
+from yivl_core.model.adapter_keys import keys_of
 from yivl_core.model.config_keys import PublishedKeys, TransformersKeys, VisionKeys
 from yivl_core.model.json_files import FileKeys, check_keys, read_json, read_keys
 
@@ -90,7 +92,7 @@ def open_checkpoint(folder: str | Path) -> CheckpointFiles:
         CheckpointError: the folder is not there, is not a Yi-VL checkpoint, lacks a file, or has a configuration with a value
             that cannot be right; the message names file, key and value.
     """
-    path = _resolve_hub_cache(Path(folder).expanduser())
+    path = _resolve_hub_cache(_expand_user(Path(folder)))
     if not _is_folder(path):
         raise CheckpointError(f"{folder}: there is no such folder; give the folder that holds config.json and the weights")
     config = read_json(path / "config.json", "every checkpoint has one; is this the folder of a model?")
@@ -115,7 +117,7 @@ def adapter_digest(folder: str | Path) -> str:
     """sha256 (hex) of what an adapter computes: its tensors and settings, not the place of its base or the version of PEFT.
 
     Raises:
-        CheckpointError: the folder is no adapter folder; the message names the missing file.
+        CheckpointError: the folder is no adapter folder; the message names the file that is missing or broken.
     """
     path = Path(folder)
     config = read_adapter_config(path)
@@ -130,12 +132,32 @@ def _is_set(value: Any) -> bool:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json of an adapter folder.
+    """The adapter_config.json of an adapter folder, all of it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or a key has a value that cannot be right; the message names file, key and value.
     """
-    return read_json(folder / "adapter_config.json", "give the folder `adapter` of a training run")
+    path = folder / "adapter_config.json"
+    config = read_json(path, "give the folder `adapter` of a training run")
+    check_keys(keys_of(config), config, path)
+    for key, value in config.items():
+        _check_digestible(path, key, value)
+    return config
+
+
+def _check_digestible(path: Path, key: str, value: Any) -> None:
+    try:
+        canonical_json({key: value}).encode()
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: {key} is {reprlib.repr(value)}; it should hold finite numbers and whole characters; fetch it again"
+        raise CheckpointError(message.encode(errors="backslashreplace").decode()) from error
+
+
+def has_held_out_rows_of(adapter: Path, merged: Path) -> bool:
+    """Whether a merged checkpoint names the same held-out rows as the adapter, or neither names any."""
+    files = [folder / HELD_OUT_FILE for folder in (adapter, merged)]
+    contents = [path.read_bytes() if path.is_file() else None for path in files]
+    return contents[0] == contents[1]
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -211,13 +233,27 @@ def _check_select_layer(path: Path, layer: int, vision: VisionKeys) -> None:
         )
 
 
+def _expand_user(path: Path) -> Path:
+    """With the home folder for `~`; as it is, where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def _resolve_hub_cache(path: Path) -> Path:
     """`models--OWNER--NAME` holds `refs/main` (a commit) and `snapshots/COMMIT`, which is the checkpoint folder."""
     if not _is_folder(path / "snapshots"):
         return path
     reference = path / "refs" / "main"
     if reference.is_file():
-        return path / "snapshots" / reference.read_text(encoding="utf-8", errors="replace").strip()
+        commit = reference.read_text(encoding="utf-8", errors="replace").strip()
+        if not re.fullmatch(r"\w[\w.-]*", commit):
+            raise CheckpointError(
+                f"{reference}: holds {reprlib.repr(commit)} where the name of a commit belongs; correct it, or give a folder of "
+                f"{path / 'snapshots'}"
+            )
+        return path / "snapshots" / commit
     snapshots = sorted((path / "snapshots").iterdir())
     if len(snapshots) != 1:
         names = ", ".join(snapshot.name for snapshot in snapshots) or "none"

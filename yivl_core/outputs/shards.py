@@ -10,7 +10,9 @@ A published part is the mark that its shard is done. Two workers that write the 
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
@@ -76,6 +78,18 @@ class ShardPlan:
         return numbered(base_sample_id, self.repeats.get(record_index, 1))
 
 
+class _StoredPlan(BaseModel):
+    """What `plan.json` holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: int
+    num_records: Annotated[int, Field(ge=1)]
+    shard_size: Annotated[int, Field(ge=1)]
+    fingerprint: dict[str, Any]
+    repeats: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]]
+
+
 def plan_shards(
     output: str,
     *,
@@ -120,21 +134,26 @@ def read_plan(output: str) -> ShardPlan:
     """The plan of an output folder.
 
     Raises:
-        OutputError: there is none, or another version wrote it.
+        OutputError: there is none, it is damaged, or another version wrote it.
     """
     url = join(output, PLAN_NAME)
     if not exists(url):
         raise OutputError(f"{output} holds no {PLAN_NAME}, so it is no output of `yivl infer`; choose another folder")
+    content = read_bytes(url)
     try:
-        stored = json.loads(read_bytes(url))
-        version = stored.pop("version")
-        repeats = {int(index): number for index, number in stored.pop("repeats").items()}
-        plan = ShardPlan(output=output, repeats=repeats, **stored)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        stored = _StoredPlan.model_validate_json(content)
+        canonical_json(stored.fingerprint)
+    except ValueError as error:
         raise OutputError(f"{url} is not a plan of this version of yivl; run `yivl infer` with an empty output folder") from error
-    if version != PLAN_VERSION:
-        raise OutputError(f"{url} has version {version}, and this yivl reads {PLAN_VERSION}; use the yivl that wrote it")
-    return plan
+    if stored.version != PLAN_VERSION:
+        raise OutputError(f"{url} has version {stored.version}, and this yivl reads {PLAN_VERSION}; use the yivl that wrote it")
+    return ShardPlan(
+        output=output,
+        num_records=stored.num_records,
+        shard_size=stored.shard_size,
+        fingerprint=stored.fingerprint,
+        repeats=stored.repeats,
+    )
 
 
 def missing_shards(plan: ShardPlan) -> tuple[Shard, ...]:

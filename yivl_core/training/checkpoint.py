@@ -4,7 +4,8 @@
 checkpoints/step-000050/
     adapter_config.json  adapter_model.safetensors    the adapter, as PEFT reads it
     optimizer.safetensors                             AdamW's two means of each parameter
-    state.json                                        the step, which step was best so far, the loss scale of float16
+    state.json                                        the step, which step was best so far, the loss scale of float16, how many
+                                                      lines of metrics.jsonl belong to it, and sha256 of all this
 ```
 
 Order, learning rate and random numbers follow from the step alone (`schedule.py`), so nothing else has to be kept.
@@ -13,6 +14,7 @@ Order, learning rate and random numbers follow from the step alone (`schedule.py
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ from typing import Any
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 
-from yivl_core.errors import CheckpointError
+from yivl_core.digests import digest_file, digest_json
 from yivl_core.model.adapters import ADAPTER_FILE, save_adapter
 from yivl_core.model.tensors import open_tensors, save_tensors
-from yivl_core.storage import publish_folder
+from yivl_core.storage import publish_folder, storage_errors
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
+_STATE_FILE = "state.json"
+_PAYLOAD = ("adapter_config.json", ADAPTER_FILE, _OPTIMIZER_FILE)
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -38,12 +42,14 @@ class TrainingState:
         best_step: the step with the lowest validation loss so far; 0 before the first evaluation.
         best_loss: that loss; None before the first evaluation.
         scaler: state of the loss scaler (`torch.amp.GradScaler`); empty where the loss is not scaled.
+        num_figures: lines of metrics.jsonl up to this step.
     """
 
     step: int = 0
     best_step: int = 0
     best_loss: float | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+    num_figures: int = 0
 
     def at(self, step: int) -> "TrainingState":
         """The same with more steps made."""
@@ -62,31 +68,41 @@ def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimiz
     Raises:
         StorageError: it cannot be written; earlier checkpoints are untouched.
     """
-    with publish_folder(step_folder(folder, state.step)) as temporary:
-        save_adapter(model, temporary)
-        save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
-        (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-    for step in saved_steps(folder):
-        if step not in (state.step, state.best_step):
-            shutil.rmtree(step_folder(folder, step))
+    path = step_folder(folder, state.step)
+    with storage_errors(str(path)):
+        if path.is_file():
+            path.unlink()
+        with publish_folder(path) as temporary:
+            save_adapter(model, temporary)
+            save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
+            record = asdict(state) | {"files": {name: digest_file(temporary / name) for name in _PAYLOAD}}
+            text = json.dumps(record | {"digest": digest_json(record)})
+            (temporary / _STATE_FILE).write_text(text + "\n", encoding="utf-8")
+        for step in saved_steps(folder):
+            if step not in (state.step, state.best_step):
+                shutil.rmtree(step_folder(folder, step))
 
 
-def load_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> TrainingState:
+def load_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, logged_steps: Sequence[int]) -> TrainingState:
     """Put the newest checkpoint below `folder` into model and optimizer; a state of step 0 where there is none.
 
-    A checkpoint of which a file is lost or damaged, or whose best one is, does not count: the steps after the one before it are
-    made again.
+    A checkpoint does not count if a file of it is lost or is not as it was written, if its best one is so harmed, or if not all
+    of its figures are there: the steps after the one before it are made again.
+
+    Args:
+        folder: where checkpoints lie.
+        model: gets the adapter.
+        optimizer: gets its means.
+        logged_steps: the step of each line in metrics.jsonl.
     """
     for step in reversed(saved_steps(folder)):
-        try:
-            state = TrainingState(**json.loads((step_folder(folder, step) / "state.json").read_text(encoding="utf-8")))
-            weights = _read_tensors(step_folder(folder, step) / ADAPTER_FILE)
-            moments = _read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE)
-            _read_tensors(step_folder(folder, state.best_step or step) / ADAPTER_FILE)
-        except (CheckpointError, FileNotFoundError, ValueError, TypeError):
+        state = _read_state(folder, step)
+        if state is None or _read_state(folder, state.best_step or step) is None:
             continue
-        set_peft_model_state_dict(model, weights)
-        _restore(optimizer, moments)
+        if state.num_figures != sum(logged <= step for logged in logged_steps):
+            continue
+        set_peft_model_state_dict(model, _read_tensors(step_folder(folder, step) / ADAPTER_FILE))
+        _restore(optimizer, _read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE))
         return state
     return TrainingState()
 
@@ -95,12 +111,26 @@ def saved_steps(folder: Path) -> list[int]:
     """The steps of all complete checkpoints, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted(int(match[1]) for path in folder.iterdir() if path.is_dir() and (match := _NAME.fullmatch(path.name)))
 
 
 def step_folder(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:06}"
+
+
+def _read_state(folder: Path, step: int) -> TrainingState | None:
+    """The state of a checkpoint; None where a file of it is lost or is not as it was written."""
+    path = step_folder(folder, step)
+    try:
+        record = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
+        is_whole = record.pop("digest") == digest_json(record) and record["step"] == step
+        files = record.pop("files")
+        if is_whole and files == {name: digest_file(path / name) for name in _PAYLOAD}:
+            return TrainingState(**record)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    return None
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

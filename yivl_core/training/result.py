@@ -2,20 +2,35 @@
 
 from pathlib import Path
 
-from yivl_core.errors import CheckpointError, OutputError
-from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, adapter_digest
+from yivl_core.data.dataset import digest_records, read_records
+from yivl_core.digests import digest_file
+from yivl_core.errors import CheckpointError, DatasetError, OutputError, StorageError
+from yivl_core.model.files import HELD_OUT_FILE, adapter_digest, read_about
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 
 ADAPTER_FOLDER = "adapter"
 
 
 def is_result_whole(run_folder: Path, digest: str) -> bool:
-    """Whether a run folder holds its manifest, the adapter of this digest, and the same held-out rows beside it and in it."""
+    """Whether a run folder holds its manifest, the adapter of this digest, and, in both places, the rows that were held out."""
     adapter = run_folder / ADAPTER_FOLDER
+    held_out = run_folder / HELD_OUT_FILE
     try:
         manifest = read_manifest(str(run_folder / MANIFEST_NAME)) or {}
-        is_same = digest == adapter_digest(adapter) == manifest.get("result", {}).get("adapter_digest")
-        held_out = [(folder / HELD_OUT_FILE).read_bytes() for folder in (run_folder, adapter)]
-    except (CheckpointError, OutputError, OSError):
+        return (
+            digest == adapter_digest(adapter) == manifest.get("result", {}).get("adapter_digest")
+            and manifest.get("data", {}).get("held_out_digest") == digest_records(read_records(held_out))
+            and held_out.read_bytes() == (adapter / HELD_OUT_FILE).read_bytes()
+            and bool(read_about(adapter))
+        )
+    except (CheckpointError, DatasetError, OutputError, StorageError, OSError):
         return False
-    return is_same and held_out[0] == held_out[1] and (adapter / ABOUT_FILE).is_file()
+
+
+def are_held_out_images_there(run_folder: Path) -> bool:
+    """Whether the images of the held-out rows still lie where the run folder says, so that the rows can be answered."""
+    images = {(image.path, image.sha256) for row in read_records(run_folder / HELD_OUT_FILE) for image in row.images}
+    try:
+        return all(digest_file(Path(path)) == sha256 for path, sha256 in images)
+    except OSError:
+        return False

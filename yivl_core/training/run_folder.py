@@ -14,11 +14,12 @@ dropped.jsonl       the records left out as too long
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -99,9 +100,11 @@ class RunFolder:
         if found is not None:
             self._check(found)
             self.result = found.get("result")
-            self._started = found["times"]["started"]
+            self._started = (found.get("times") or {}).get("started", self._started)
 
     def _find(self, resume: bool) -> dict[str, Any] | None:
+        if self.path.is_file():
+            raise OutputError(f"{self.path}: is a file; choose a folder for the training run")
         found = read_manifest(str(self.path / MANIFEST_NAME))
         if found is None and self._holds_anything():
             raise OutputError(f"{self.path}: is not empty and holds no training run; choose another folder")
@@ -139,7 +142,7 @@ class Metrics:
     def __init__(self, folder: Path, last_step: int) -> None:
         self._path = folder / METRICS_NAME
         self._plot_path = folder / "plots" / "loss.png"
-        self._lines = [line for line in self._read() if line["step"] <= last_step]
+        self._lines = [line for line in _read_lines(self._path) if line["step"] <= last_step]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         publish_bytes(str(self._path), text.encode())
         with storage_errors(str(folder)):
@@ -155,6 +158,12 @@ class Metrics:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
+
+    def flush(self) -> int:
+        """Have all lines on disk, so that they outlast a power cut like the checkpoint that they belong to; how many they are."""
+        with storage_errors(str(self._path)), self._path.open("rb") as file:
+            os.fsync(file.fileno())
+        return len(self._lines)
 
     def mean_of_last(self, name: str, share: float) -> float:
         """The mean of a figure over the last share of its lines, at least one."""
@@ -186,12 +195,37 @@ class Metrics:
         self._writer.close()
         self.plot()
 
-    def _read(self) -> list[dict[str, Any]]:
-        """Earlier lines; a last one that a killed run left unfinished is dropped."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8", errors="replace").split("\n")
-        try:
-            return [json.loads(line) for line in lines[:-1]]
-        except ValueError as error:
-            raise OutputError(f"{self._path}: is damaged ({error}); remove the run's folder, or choose another") from error
+
+def logged_steps(folder: Path) -> list[int]:
+    """The step of each line in the metrics of a run; none where there are no metrics.
+
+    Raises:
+        OutputError: a line is damaged.
+        StorageError: the file cannot be read.
+    """
+    return [line["step"] for line in _read_lines(folder / METRICS_NAME)]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Earlier lines; a last one that a killed run left unfinished is dropped."""
+    with storage_errors(str(path)):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        problem = "" if _is_line(line) else "no object of a step and its figures"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise OutputError(f"{path}: is damaged (line {number}: {problem}); remove the run's folder, or choose another")
+    return cast(dict[str, Any], line)
+
+
+def _is_line(value: Any) -> bool:
+    """Whether a JSON value is a line of metrics; true and false are no numbers here."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    return all(type(figure) in (int, float) for figure in value.values())

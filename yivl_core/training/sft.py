@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 
-from yivl_core.data.dataset import ValidatedDataset, write_records
+from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, record_line, write_records
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.model.adapters import add_adapter, find_targets
 from yivl_core.model.configuration import read_config
@@ -31,7 +31,7 @@ from yivl_core.training.held_out import split_held_out
 from yivl_core.training.loss import row_loss, use_packed_attention
 from yivl_core.training.packing import PackedBatch
 from yivl_core.training.result import is_result_whole
-from yivl_core.training.run_folder import METRICS_NAME, Metrics, RunFolder
+from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
 from yivl_core.training.samples import Samples
 from yivl_core.training.schedule import count_steps, learning_rate, samples_of_step, step_seed
 
@@ -59,10 +59,13 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     data = _Data(config, base, on_progress)
     folder = RunFolder(local_path(config.output, "a training run"), _manifest(config, data, device, dtype), resume=config.resume)
     if folder.result and is_result_whole(folder.path, folder.result["adapter_digest"]):
+        _renew_held_out(folder, data)
         return _summary(folder, folder.result)
     with torch.random.fork_rng():
         trainer = _Trainer(config, base, targets, data, folder, device, dtype, on_progress)
         with folder.taken():
+            if folder.result and is_result_whole(folder.path, folder.result["adapter_digest"]):
+                return _summary(folder, folder.result)  # another process has finished it meanwhile
             data.write(folder.path)
             try:
                 trainer.run()
@@ -110,10 +113,16 @@ class _Data:
                 f"{config.val_dataset}: no record to evaluate on ({len(self.val.dropped)} in it are longer than "
                 f"{self.max_length} tokens); raise max_length, or give another val_dataset"
             )
+        self.digests["held_out_digest"] = digest_records(self.held_out)
+
+    @property
+    def held_out(self) -> Iterator[ValidatedRecord]:
+        """The held-out records, with the places where they and their images lie now."""
+        return (self.val.validated(index) for index in self.val_indices)
 
     def write(self, folder: Path) -> None:
         """Write the held-out and the dropped records."""
-        write_records(folder / HELD_OUT_FILE, (self.val.validated(index) for index in self.val_indices))
+        write_records(folder / HELD_OUT_FILE, self.held_out)
         dropped = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.dropped)
         publish_bytes(str(folder / "dropped.jsonl"), dropped.encode())
 
@@ -167,10 +176,9 @@ class _Trainer:
 
     def run(self) -> None:
         """All steps that are left."""
-        if (self.folder.path / METRICS_NAME).is_file():  # a run whose figures are lost is made again
-            self.state = load_training(self.folder.checkpoints, self.adapted, self.optimizer)
-            if self.state.scaler:
-                self.scaler.load_state_dict(self.state.scaler)
+        self.state = load_training(self.folder.checkpoints, self.adapted, self.optimizer, logged_steps(self.folder.path))
+        if self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
         self.metrics = Metrics(self.folder.path, self.state.step)
         steps = range(self.state.step, self.total_steps)
         save_steps = self.config.save_steps or self.config.eval_steps
@@ -182,7 +190,7 @@ class _Trainer:
                 self._evaluate()
             if is_last or self.state.step % save_steps == 0 or self.state.best_step == self.state.step:
                 self._require_finite(self.state.step)
-                state = replace(self.state, scaler=self.scaler.state_dict())
+                state = replace(self.state, scaler=self.scaler.state_dict(), num_figures=self.metrics.flush())
                 save_training(self.folder.checkpoints, self.adapted, self.optimizer, state)
         self.metrics.close()
 
@@ -284,6 +292,16 @@ class _Trainer:
         self._on_progress(
             Progress(stage="train", done=step, total=self.total_steps, unit="step", figures=figures or {}, message=message)
         )
+
+
+def _renew_held_out(folder: RunFolder, data: _Data) -> None:
+    """Let a finished run tell where its held-out records lie now, if that is elsewhere."""
+    with (folder.path / HELD_OUT_FILE).open("rb") as file:
+        is_up_to_date = all(line == record_line(record).encode() for line, record in zip(file, data.held_out, strict=True))
+    if not is_up_to_date:
+        with folder.taken():
+            for place in (folder.adapter, folder.path):
+                write_records(place / HELD_OUT_FILE, data.held_out)
 
 
 def _find_targets(base: CheckpointFiles, target_modules: str) -> str:

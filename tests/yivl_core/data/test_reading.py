@@ -387,3 +387,22 @@ def test_a_source_names_file_and_line() -> None:
     assert str(Source(file="train.jsonl", line=418)) == "train.jsonl:418"
     assert str(Source(file="train.jsonl")) == "train.jsonl"
     assert InputRow(source=Source(file="a", line=1)).error is None
+
+
+def test_of_a_folder_the_images_up_to_the_limit_count_and_links_by_what_they_lead_to(
+    make_image: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / ".hidden").mkdir()
+    target = make_image("b.png").rename(tmp_path / ".hidden" / "b.png")
+    make_image("a.png")
+    (tmp_path / "b.png").symlink_to(target)
+    source = InputSource(images=str(tmp_path), prompt="What?", limit=2)
+    digest = input_digest(source)
+    os.utime(target, (1, 1))
+    changed = input_digest(source)
+    assert changed != digest
+    make_image("c.png")
+    assert input_digest(source) == changed
+    assert input_digest(source.model_copy(update={"limit": None})) != changed
+    target.unlink()
+    assert input_digest(source) not in (digest, changed)

@@ -17,8 +17,9 @@ from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.dataset import FILE_NAMES, ValidatedDataset
 from yivl_core.data.validation import validate_dataset
 from yivl_core.data.writing import IMAGES_SCHEMA
-from yivl_core.errors import ConfigurationError, OutputError, StorageError
+from yivl_core.errors import BusyError, ConfigurationError, OutputError, StorageError
 from yivl_core.progress import Progress
+from yivl_core.storage import sole_publisher
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -383,3 +384,16 @@ def test_the_sample_of_receipt_lines_is_clean(shared_data: Path, validate: Valid
     result = validate(folder / "train.jsonl", folder / "val.jsonl")
     assert result.summary.num_records == result.summary.num_lines > 300
     assert result.summary.num_errors == 0
+
+
+def test_two_validations_into_one_folder_do_not_meet(
+    write_rows: WriteRows, validate: Validate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(GOOD)
+    output = Path(validate(rows).summary.output)
+    (output.parent / f".{output.name}.tmp-0123456789ab").mkdir()
+    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    with sole_publisher(output), pytest.raises(BusyError, match="another process works in this folder"):
+        validate(rows)
+    assert validate(rows).summary.num_records == 1
+    assert not list(output.parent.glob(f".{output.name}.*"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -242,6 +242,26 @@ def test_it_is_the_content_that_counts_not_the_place(merged: MergeSummary, train
     assert elsewhere.digest == merged.digest
 
 
+def test_held_out_rows_that_were_lost_or_moved_are_told_again(trained: TrainingSummary, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained.adapter, adapter)
+    config = MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged"))
+    told = Path(merge_adapter(config).output) / "val.jsonl"
+    told.unlink()
+    assert merge_adapter(config).was_there
+    assert told.read_bytes() == (adapter / "val.jsonl").read_bytes()
+    (adapter / "val.jsonl").write_text("elsewhere")
+    assert merge_adapter(config).was_there
+    assert told.read_text() == "elsewhere"
+
+
+def test_a_merge_whose_origin_cannot_be_read_is_refused(trained: TrainingSummary, merged: MergeSummary, tmp_path: Path) -> None:
+    shutil.copytree(merged.output, tmp_path / "merged")
+    (tmp_path / "merged" / "yivl.json").write_text("")
+    with pytest.raises(OutputError, match="merged: holds something else than this merge; choose another folder, or remove it"):
+        merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged")))
+
+
 def test_an_empty_folder_is_filled(trained: TrainingSummary, merged: MergeSummary, tmp_path: Path) -> None:
     (tmp_path / "disk" / "empty").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "empty")
@@ -378,6 +398,48 @@ def test_a_lost_merge_is_noticed_however_little_it_would_change(
             merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
     assert names(tmp_path) == ["adapter"]
     assert merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged"))).num_merged > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_small_weights_of_any_dtype_can_be_merged_and_a_loss_in_them_is_noticed(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below 6e-5 float16 rounds by up to 3e-8, however small the weight is."""
+    write_random_checkpoint(tmp_path / "base", dtype=dtype)
+    change_tensors(tmp_path / "base", lambda name, value: value.mul_(5e-4) if "self_attn" in name else None)
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter", "default", std=1e-4)
+    config = MergeConfig(adapter=str(adapter), model=str(tmp_path / "base"), output=str(tmp_path / "merged"))
+    with monkeypatch.context() as patch:
+        patch.setattr("yivl_core.export.merge.merge_tensors", without("model.language_model."))
+        with pytest.raises(CheckpointError, match=r"q_proj\.weight: the merged weight differs"):
+            merge_adapter(config)
+    assert merge_adapter(config).num_merged == 9
+
+
+def change_tensors(folder: Path, change: Callable[[str, torch.Tensor], object]) -> None:
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            change(name, value)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_message_tells_the_difference_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a larger one that rounding explains: here that of a weight of 30, where bfloat16 has steps of an eighth."""
+    name = "layers.0.self_attn.q_proj.weight"
+
+    def spoil(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[str, LazyTensor], int]:
+        tensors, num_merged = merge_tensors(base, folder)
+        weight = tensors[f"model.language_model.{name}"].load()
+        weight.view(-1)[weight.abs().argmin()] += 0.001
+        return tensors | {f"model.language_model.{name}": lazy(weight)}, num_merged
+
+    write_random_checkpoint(tmp_path / "base")
+    change_tensors(tmp_path / "base", lambda found, value: value[0].fill_(30) if found.endswith(name) else None)
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter", "default")
+    monkeypatch.setattr("yivl_core.export.merge.merge_tensors", spoil)
+    with pytest.raises(CheckpointError, match=rf"{name}: .* by (0\.001\d*|0\.00099\d*); nothing was published"):
+        merge_adapter(MergeConfig(adapter=str(adapter), model=str(tmp_path / "base"), output=str(tmp_path / "merged")))
 
 
 def test_a_weight_that_should_not_have_changed_is_noticed_by_the_logits(

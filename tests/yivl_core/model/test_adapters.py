@@ -234,7 +234,7 @@ def test_a_folder_without_an_adapter_is_refused(tiny_checkpoint: Path, tmp_path:
         CheckpointError, match=r"adapter_config.json: file is missing; give the folder `adapter` of a training run"
     ):
         load_adapter(load_model(tiny_checkpoint), tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: file is missing; it holds the adapter's weights"):
         load_adapter(load_model(tiny_checkpoint), tmp_path)
 

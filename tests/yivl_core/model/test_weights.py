@@ -178,6 +178,22 @@ def test_a_hub_cache_folder_is_resolved_to_its_snapshot(reference: Path, tmp_pat
     assert load_model(cache).lm_head.weight.shape == (1280, 64)
 
 
+@pytest.mark.parametrize("commit", ["../../base", "..", ".", "", "/", "a/b", "abc123\n../../base", "abc\0"])
+def test_a_hub_cache_leads_to_none_but_its_own_snapshots(commit: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "models--01-ai--Yi-VL-6B"
+    (cache / "snapshots" / "abc123").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    with pytest.raises(CheckpointError, match=r"refs/main: holds '.*' where the name of a commit belongs; correct it, or give"):
+        checkpoint_digest(cache)
+
+
+def test_a_home_folder_of_nobody_is_no_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"^~nobodyx/y: there is no such folder; give the folder that holds config.json"):
+        checkpoint_digest("~nobodyx/y")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -167,6 +167,26 @@ def test_damaged_plan_is_refused(tmp_path: Path, text: str) -> None:
         read_plan(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard_size": 0}, {"shard_size": -1}, {"shard_size": "x"}, {"shard_size": 2.0}, {"shard_size": True},
+        {"shard_size": None}, {"num_records": "8"}, {"num_records": 0}, {"num_records": float("inf")}, {"num_records": [8]},
+        {"fingerprint": []}, {"fingerprint": None}, {"fingerprint": {"data": float("nan")}},
+        {"repeats": []}, {"repeats": {"x": 2}}, {"repeats": {"3": "2"}}, {"repeats": {"3": 1}}, {"repeats": {"-1": 2}},
+        {"version": "1"}, {"version": None}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_plan_with_a_value_that_cannot_be_right_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    plan(str(tmp_path))
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for read in (read_plan, lambda output: plan(output, resume=True)):
+        with pytest.raises(OutputError, match=r"plan\.json is not a plan of this version of yivl; run `yivl infer` with"):
+            read(str(tmp_path))
+
+
 def test_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     plan(str(tmp_path))
     stored = json.loads((tmp_path / "plan.json").read_text()) | {"version": 2}

@@ -1,11 +1,14 @@
 """Checkpoints: all there or not there, and read back bit for bit."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from yivl_core.errors import StorageError
 from yivl_core.model.adapters import add_adapter, find_targets
@@ -44,7 +47,7 @@ def test_going_on_from_a_checkpoint_equals_never_stopping(trained: Trained, tiny
     state = TrainingState(step=3, best_step=3, best_loss=1.5)
     save_training(tmp_path, *trained, state)
     other = start(tiny_checkpoint, seed=1)
-    assert load_training(tmp_path, *other) == state
+    assert load_training(tmp_path, *other, []) == state
     for one in (trained, other):
         make_steps(one, range(3, 6))
     expected, actual = (get_peft_model_state_dict(one[0]) for one in (trained, other))
@@ -54,7 +57,7 @@ def test_going_on_from_a_checkpoint_equals_never_stopping(trained: Trained, tiny
 
 def test_without_a_checkpoint_a_run_starts_at_nought(trained: Trained, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in get_peft_model_state_dict(trained[0]).items()}
-    assert load_training(tmp_path / "checkpoints", *trained) == TrainingState()
+    assert load_training(tmp_path / "checkpoints", *trained, []) == TrainingState()
     assert all(torch.equal(value, before[name]) for name, value in get_peft_model_state_dict(trained[0]).items())
 
 
@@ -62,7 +65,7 @@ def test_the_newest_is_taken_and_the_best_is_kept_beside_it(trained: Trained, tm
     for step, best_step in ((999_999, 999_999), (1_000_000, 999_999), (1_000_001, 999_999)):
         save_training(tmp_path, *trained, TrainingState(step=step, best_step=best_step, best_loss=1.0))
     assert saved_steps(tmp_path) == [999_999, 1_000_001]
-    assert load_training(tmp_path, *trained).step == 1_000_001
+    assert load_training(tmp_path, *trained, []).step == 1_000_001
 
 
 def test_half_written_checkpoints_are_ignored(trained: Trained, tmp_path: Path) -> None:
@@ -71,33 +74,112 @@ def test_half_written_checkpoints_are_ignored(trained: Trained, tmp_path: Path) 
     half_written.mkdir()
     (half_written / "state.json").write_text('{"step": 2')
     assert saved_steps(tmp_path) == [1]
-    assert load_training(tmp_path, *trained).step == 1
+    assert load_training(tmp_path, *trained, []).step == 1
     save_training(tmp_path, *trained, TrainingState(step=2))
     assert saved_steps(tmp_path) == [2]
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-30])])
-def test_a_harmed_checkpoint_does_not_count(harm: Callable[[Path], object], file: str, trained: Trained, tmp_path: Path) -> None:
+def flip_last_bit(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+
+
+def put_a_folder_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "lost": Path.unlink,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-30]),
+    "a flipped bit": flip_last_bit,
+    "a folder": put_a_folder_there,
+}
+FILES = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_harmed_checkpoint_does_not_count(harm: str, file: str, trained: Trained, tmp_path: Path) -> None:
     save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
     save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
-    harm(tmp_path / "step-000004" / file)
-    assert load_training(tmp_path, *trained).step == 2
+    HARMS[harm](tmp_path / "step-000004" / file)
+    assert load_training(tmp_path, *trained, []).step == 2
     save_training(tmp_path, *trained, TrainingState(step=3, best_step=2, best_loss=1.0))
     assert saved_steps(tmp_path) == [2, 3]
 
 
-def test_a_checkpoint_without_its_best_one_does_not_count(trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_checkpoint_whose_best_one_is_harmed_does_not_count(harm: str, file: str, trained: Trained, tmp_path: Path) -> None:
     save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
     save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
-    (tmp_path / "step-000002" / "adapter_model.safetensors").unlink()
-    assert load_training(tmp_path, *trained) == TrainingState()
+    HARMS[harm](tmp_path / "step-000002" / file)
+    assert load_training(tmp_path, *trained, []) == TrainingState()
+
+
+@pytest.mark.parametrize("text", ["{}", "null", "[]", '"step"', '{"digest": null}'])
+def test_a_checkpoint_whose_state_is_something_else_does_not_count(text: str, trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2))
+    (tmp_path / "step-000002" / "state.json").write_text(text)
+    make_steps(trained, range(3, 4))
+    before = {name: value.clone() for name, value in get_peft_model_state_dict(trained[0]).items()}
+    assert load_training(tmp_path, *trained, []) == TrainingState()
+    assert all(torch.equal(value, before[name]) for name, value in get_peft_model_state_dict(trained[0]).items())
+
+
+CHANGES = {"step": "2", "best_step": 1, "best_loss": "1.0", "scaler": None, "num_figures": 1}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_checkpoint_whose_state_was_changed_does_not_count(
+    is_removed: bool, key: str, trained: Trained, tmp_path: Path
+) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
+    path = tmp_path / "step-000002" / "state.json"
+    record = json.loads(path.read_text())
+    record = {name: value for name, value in record.items() if name != key} | ({} if is_removed else {key: CHANGES[key]})
+    path.write_text(json.dumps(record))
+    assert load_training(tmp_path, *trained, []) == TrainingState()
+
+
+def test_weights_of_another_model_do_not_count(trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2))
+    path = tmp_path / "step-000002" / "adapter_model.safetensors"
+    save_file({f"other.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    assert load_training(tmp_path, *trained, []) == TrainingState()
+
+
+def test_a_checkpoint_under_the_name_of_another_does_not_count(trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2))
+    shutil.copytree(tmp_path / "step-000002", tmp_path / "step-000004")
+    assert load_training(tmp_path, *trained, []).step == 2
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_replaced(trained: Trained, tmp_path: Path) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2))
+    step_folder(tmp_path, 6).write_text("...")
+    for step in (4, 6):
+        assert load_training(tmp_path, *trained, []).step == step - 2
+        save_training(tmp_path, *trained, TrainingState(step=step))
+    assert load_training(tmp_path, *trained, []).step == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000006"]
+
+
+@pytest.mark.parametrize(("logged_steps", "expected"), [([1, 2, 2, 3, 4], 4), ([1, 2, 2, 3], 2), ([1, 2, 4], 0), ([], 0)])
+def test_a_checkpoint_counts_with_all_its_figures_alone(
+    logged_steps: list[int], expected: int, trained: Trained, tmp_path: Path
+) -> None:
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0, num_figures=3))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0, num_figures=5))
+    assert load_training(tmp_path, *trained, [*logged_steps, 5]).step == expected
 
 
 def test_the_scale_of_the_loss_is_kept(trained: Trained, tmp_path: Path) -> None:
     state = TrainingState(step=2, scaler={"scale": 1024.0, "_growth_tracker": 7})
     save_training(tmp_path, *trained, state)
-    assert load_training(tmp_path, *trained) == state
+    assert load_training(tmp_path, *trained, []) == state
 
 
 def test_a_checkpoint_that_fails_leaves_the_earlier_one(

@@ -17,10 +17,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.dataset import read_records
+from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import OutputError, StorageError
 from yivl_core.model.random_checkpoint import write_random_checkpoint
 from yivl_core.model.tensors import save_tensors
 from yivl_core.progress import Progress
+from yivl_core.training.checkpoint import save_training
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.sft import train_adapter
 
@@ -179,6 +183,21 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
     assert_equal_runs(resume(killed[when]), uninterrupted)
 
 
+def test_a_run_that_another_process_finishes_meanwhile_is_not_published_twice(
+    uninterrupted: TrainingSummary, config: TrainingConfig
+) -> None:
+    published: list[int] = []
+
+    def finish_it(progress: Progress) -> None:
+        if progress.message.startswith("loading") and not published:
+            published.append(0)
+            published[0] = Path(resume(config).adapter).stat().st_ino
+
+    summary = resume(config, on_progress=finish_it)
+    assert Path(summary.adapter).stat().st_ino == published[0]
+    assert_equal_runs(summary, uninterrupted)
+
+
 def test_a_finished_run_is_not_made_again(
     uninterrupted: TrainingSummary, finished: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +216,9 @@ LOSSES: dict[str, Callable[[Path], object]] = {
     "what it was made of": lambda run: (run / "adapter" / "yivl.json").unlink(),
     "the held-out records beside it": lambda run: (run / "val.jsonl").unlink(),
     "adapter and figures": lambda run: list(map(remove, (run / "adapter", run / "metrics.jsonl"))),
+    "adapter and some figures": lambda run: (remove(run / "adapter"), keep_lines(run / "metrics.jsonl", 2)),
+    "adapter and all figures": lambda run: (remove(run / "adapter"), keep_lines(run / "metrics.jsonl", 0)),
+    "adapter and the last figures": lambda run: (remove(run / "adapter"), keep_lines(run / "metrics.jsonl", -1)),
     "adapter and half of a checkpoint": lambda run: (
         remove(run / "adapter"),
         os.truncate(run / "checkpoints" / "step-000008" / "adapter_model.safetensors", 99),
@@ -212,10 +234,35 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def keep_lines(path: Path, number: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+
+
 @pytest.mark.parametrize("what", LOSSES)
 def test_what_a_finished_run_has_lost_is_made_again(what: str, uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
     LOSSES[what](Path(finished.output))
     assert_equal_runs(resume(finished), uninterrupted)
+
+
+def test_the_figures_of_a_checkpoint_are_on_disk_before_it(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(config.output) / "metrics.jsonl"
+    flush, on_disk, checkpoints = os.fsync, b"", []
+
+    def remember(descriptor: int) -> None:
+        nonlocal on_disk
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            on_disk = path.read_bytes()
+        flush(descriptor)
+
+    def look(folder: Path, *rest: Any) -> None:
+        checkpoints.append(rest[-1].step)
+        assert (on_disk, on_disk.count(b"\n")) == (path.read_bytes(), rest[-1].num_figures)
+        save_training(folder, *rest)
+
+    monkeypatch.setattr("os.fsync", remember)
+    monkeypatch.setattr("yivl_core.training.sft.save_training", look)
+    train_adapter(config)
+    assert checkpoints == [2, 3, 4, 6, 8]
 
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(
@@ -251,7 +298,7 @@ def test_resuming_with_another_setting_is_refused_by_name(
     first, *lines = str(error.value).splitlines()
     assert first.endswith("was started with other settings; use the same ones, or choose another folder")
     assert f"  settings.{name}: {getattr(config, name)!r} there, {CHANGES[name]!r} now" in lines
-    assert all(line.startswith((f"  settings.{name}: ", "  data.num_")) for line in lines)
+    assert all(line.startswith((f"  settings.{name}: ", "  data.num_", "  data.held_out_digest")) for line in lines)
 
 
 def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
@@ -272,6 +319,21 @@ def test_resuming_with_other_data_or_another_base_is_refused_by_name(
     write_random_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(OutputError, match=r"\n  model.digest: '[0-9a-f]{64}' there, '[0-9a-f]{64}' now$"):
         resume(finished.model_copy(update={"model": str(tmp_path / "other")}))
+
+
+def test_a_finished_run_tells_where_its_held_out_records_lie_now(
+    uninterrupted: TrainingSummary, finished: TrainingConfig, dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset.parent, tmp_path / "moved")
+    rows = str(tmp_path / "moved" / "rows.jsonl")
+    moved = validate_dataset(ValidationConfig(dataset=(rows,), output=str(tmp_path / "validated"))).output
+    summary = resume(finished.model_copy(update={"dataset": moved}))
+    assert summary.adapter_digest == uninterrupted.adapter_digest
+    for folder in (summary.output, summary.adapter):
+        told = list(read_records(Path(folder) / "val.jsonl"))
+        assert len(told) == uninterrupted.num_val_samples
+        assert all(str(row.source).startswith(str(tmp_path)) for row in told)
+        assert all(image.path.startswith(str(tmp_path)) for row in told for image in row.images)
 
 
 def test_the_same_base_and_data_elsewhere_are_the_same_run(

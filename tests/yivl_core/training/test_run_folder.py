@@ -1,6 +1,7 @@
 """Who a run folder belongs to, and the figures in it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from yivl_core.errors import BusyError, OutputError
-from yivl_core.training.run_folder import Metrics, RunFolder
+from yivl_core.errors import BusyError, OutputError, StorageError
+from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
 
 CONTENT: dict[str, Any] = {
     "command": "sft",
@@ -84,7 +85,7 @@ def test_a_folder_of_somebody_else_is_refused(resume: bool, tmp_path: Path) -> N
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("...")
-    with pytest.raises(OutputError, match=r"choose another folder"):
+    with pytest.raises(OutputError, match=r"run: is a file; choose a folder for the training run"):
         open_folder(tmp_path / "run")
 
 
@@ -150,10 +151,37 @@ def test_going_on_drops_later_figures_and_an_unfinished_line(tmp_path: Path) -> 
     metrics.close()
 
 
-def test_figures_that_were_damaged_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n\x00\xff\n{"step": 3, "loss": 1.0}\n')
-    with pytest.raises(OutputError, match=r"metrics.jsonl: is damaged .*; remove the run's folder, or choose another"):
-        Metrics(tmp_path, last_step=3)
+@pytest.mark.parametrize(
+    "line",
+    [b"\x00\xff", b"", b"null", b"[1]", b"{}", b'{"step": "2"}', b'{"step": true}', b'{"step": 2, "loss": null}'],
+)
+def test_figures_that_were_damaged_are_refused(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b'\n{"step": 3, "loss": 1.0}\n')
+    with pytest.raises(OutputError, match=r"metrics.jsonl: is damaged \(line 2: .*; remove the run's folder, or choose another"):
+        logged_steps(tmp_path)
+
+
+def test_a_folder_in_the_place_of_the_figures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(StorageError, match=r"metrics.jsonl: Is a directory"):
+        logged_steps(tmp_path)
+
+
+def test_the_steps_of_all_whole_lines_are_known(tmp_path: Path) -> None:
+    assert logged_steps(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "val_loss": 2}\n{"step": 2}')
+    assert logged_steps(tmp_path) == [1, 1]
+
+
+def test_what_was_flushed_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bytes] = []
+    metrics = Metrics(tmp_path, 0)
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(os.pread(descriptor, 1000, 0)))
+    metrics.log(1, {"loss": 2.0})
+    metrics.log(1, {"val_loss": 3.0})
+    assert metrics.flush() == 2
+    assert flushed == [b'{"step": 1, "loss": 2.0}\n{"step": 1, "val_loss": 3.0}\n']
+    metrics.close()
 
 
 def test_tensorboard_shows_the_same_figures_also_after_a_kill(tmp_path: Path) -> None:

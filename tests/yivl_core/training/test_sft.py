@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.dataset import digest_records, read_records
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow, read_rows
 from yivl_core.data.validation import validate_dataset
@@ -266,6 +267,7 @@ def test_the_run_folder_says_what_decided_it(train: Train, dataset: Path, tiny_c
     }
     assert content["data"] == {
         "digest": json.loads((dataset / "report.json").read_text())["digest"],
+        "held_out_digest": digest_records(read_records(Path(summary.val_dataset))),
         "num_train": 11,
         "num_val": 1,
     }
