@@ -38,7 +38,9 @@ def _gpu_for_those_marked(request: pytest.FixtureRequest, _hidden_gpu: pytest.Mo
         yield
         return
     _hidden_gpu.undo()
-    yield
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("torch.cuda._cached_device_count", None, raising=False)  # it may have been counted while hidden
+        yield
     _hide_gpu(_hidden_gpu)
 
 

@@ -180,6 +180,7 @@ def _lock(place: Path, lock_path: Path) -> BaseFileLock:
     lock = FileLock(lock_path, timeout=_LOCK_TIMEOUT_S)
     with storage_errors(str(lock_path)):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock_path.touch()  # where it cannot be, the next line would wait for it
         try:
             lock.acquire()
         except Timeout as error:
