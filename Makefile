@@ -1,18 +1,24 @@
 # make demo   the main job on the embedded data, on CPU: validate -> LoRA SFT -> merge -> batch inference -> report
 # make test   lint, types, import contracts, tests
+# make unit   the tests that are neither whole flows nor drills
 # Each creates .venv on its first run; PYTHON chooses the interpreter (3.11 or 3.12).
 
 PYTHON ?= python3
 BIN := .venv/bin
+# In two processes; a file stays in one of them, since its tests share models and servers.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test unit lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/yivl demo --output .demo
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+unit: $(INSTALLED)
+	$(PYTEST) -m "not slow and not flows"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from yivl_core import doors
 from yivl_core.errors import ChildFailedError, ConfigurationError, DatasetError, Interrupted, StorageError
 from yivl_core.progress import Progress
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("fake_doors.py")
 
 

@@ -19,6 +19,7 @@ def test_data_outputs_and_evaluation_load_neither_torch_nor_prefect() -> None:
     assert not {"torch", "transformers", "peft", "prefect"} & loaded("\n".join(f"import {name}" for name in LIGHT))
 
 
+@pytest.mark.slow
 def test_the_core_never_loads_prefect() -> None:
     names = ["yivl_core.training.sft", "yivl_core.export.merge", "yivl_core.inference.batch", "yivl_core.child"]
     modules = loaded("\n".join(f"import {name}" for name in names))

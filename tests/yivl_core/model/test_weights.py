@@ -241,6 +241,7 @@ def test_a_random_checkpoint_is_the_same_again(tmp_path: Path) -> None:
     assert one == two != three
 
 
+@pytest.mark.slow
 def test_loading_needs_little_more_memory_than_the_model(tmp_path: Path) -> None:
     shape = RandomShape(
         hidden_size=1024, intermediate_size=4096, num_layers=6, num_heads=64, num_key_value_heads=8, vocab_size=512

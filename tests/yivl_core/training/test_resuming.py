@@ -28,6 +28,7 @@ from yivl_core.training.checkpoint import save_training
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.sft import train_adapter
 
+pytestmark = pytest.mark.slow
 MakeDataset = Callable[..., Path]
 # Eleven samples in steps of three: a run of eight steps, and none of its checkpoints is at the end of an epoch.
 SETTINGS: dict[str, Any] = {
@@ -170,7 +171,6 @@ def killed(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPa
     return configs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["training", "writing"])
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
     when: str, killed: dict[str, TrainingConfig], uninterrupted: TrainingSummary
