@@ -118,8 +118,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
     temporary_path = _temporary_sibling(path)
     try:
         with storage_errors(str(path)):
-            if path.is_mount():  # said before the work, not after it
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+            _refuse_irreplaceable(path)
             temporary_path.mkdir(parents=True)
             yield temporary_path
             for file_path in temporary_path.rglob("*"):
@@ -220,6 +219,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is a half-written one."""
     return name.startswith(".") and ".tmp-" in name
+
+
+def _refuse_irreplaceable(path: Path) -> None:
+    """Raises an error, before the work and not after it, where a folder could not be renamed to this path."""
+    number = errno.EEXIST if path.is_file() else errno.EBUSY if path.is_mount() else None
+    if number is not None:
+        raise OSError(number, os.strerror(number), str(path))
 
 
 def _replace_folder(temporary_path: Path, path: Path) -> None:

@@ -116,6 +116,15 @@ def test_a_folder_that_fails_leaves_what_was_there(is_there: bool, error: type[B
     assert not is_there or names(path) == ["old.txt"]
 
 
+def test_a_file_in_the_place_of_a_folder_is_refused_before_the_work_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("...")
+    message = r"thesis: a file of this name is there already, where a folder belongs; choose another path"
+    with pytest.raises(StorageError, match=message), publish_folder(tmp_path / "thesis"):
+        pytest.fail("work")
+    assert names(tmp_path) == ["thesis"]
+    assert (tmp_path / "thesis").read_text() == "..."
+
+
 def test_a_mounted_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "mounted")
     (tmp_path / "mounted").mkdir()

@@ -9,6 +9,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
@@ -153,7 +154,8 @@ def is_part_whole(output: str, file_name: str, records: range) -> bool:
         StorageError: it cannot be opened.
     """
     try:
-        return [prediction.record_index for prediction in _read_part(join(output, PARTS_FOLDER, file_name))] == list(records)
+        with _opened_part(join(output, PARTS_FOLDER, file_name)) as batches:
+            return [index for batch in batches for index in batch.column("record_index").to_pylist()] == list(records)
     except DamagedPartError:
         return False
 
@@ -188,23 +190,36 @@ def content_digest(output: str) -> str:
 
 
 def _read_part(url: str) -> Iterator[Prediction]:
+    with _opened_part(url) as batches:
+        for batch in batches:
+            for columns in batch.to_pylist():
+                yield _from_columns(columns)
+
+
+@contextmanager
+def _opened_part(url: str) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The rows of a part in batches; whatever is wrong with what it holds is a `DamagedPartError`."""
     with open_binary(url) as file:
         try:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_schema(parquet.schema_arrow, url)
-            num_rows = 0
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                for columns in batch.to_pylist():
-                    num_rows += 1
-                    yield _from_columns(columns)
-            if num_rows != parquet.metadata.num_rows:  # a damaged page header can hide rows without an error
-                raise pa.ArrowInvalid(f"{num_rows} rows where there should be {parquet.metadata.num_rows}")
+            yield _read_batches(parquet)
         except (pa.ArrowException, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk or the network, not the content
             raise DamagedPartError(
                 f"{url} is damaged ({error}); run the same `yivl infer` with --resume to write it again"
             ) from error
+
+
+def _read_batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    num_rows = 0
+    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+        batch.validate(full=True)
+        num_rows += batch.num_rows
+        yield batch
+    if num_rows != parquet.metadata.num_rows:  # a damaged page header can hide rows without an error
+        raise pa.ArrowInvalid(f"{num_rows} rows where there should be {parquet.metadata.num_rows}")
 
 
 def _check_schema(schema: pa.Schema, url: str) -> None:

@@ -68,16 +68,13 @@ def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimiz
     Raises:
         StorageError: it cannot be written; earlier checkpoints are untouched.
     """
-    path = step_folder(folder, state.step)
-    with storage_errors(str(path)):
-        if path.is_file():
-            path.unlink()
-        with publish_folder(path) as temporary:
-            save_adapter(model, temporary)
-            save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
-            record = asdict(state) | {"files": {name: digest_file(temporary / name) for name in _PAYLOAD}}
-            text = json.dumps(record | {"digest": digest_json(record)})
-            (temporary / _STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    with publish_folder(step_folder(folder, state.step)) as temporary:
+        save_adapter(model, temporary)
+        save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
+        record = asdict(state) | {"files": {name: digest_file(temporary / name) for name in _PAYLOAD}}
+        text = json.dumps(record | {"digest": digest_json(record)})
+        (temporary / _STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    with storage_errors(str(folder)):
         for step in saved_steps(folder):
             if step not in (state.step, state.best_step):
                 shutil.rmtree(step_folder(folder, step))

@@ -157,14 +157,14 @@ def test_a_checkpoint_under_the_name_of_another_does_not_count(trained: Trained,
     assert load_training(tmp_path, *trained, []).step == 2
 
 
-def test_a_file_in_the_place_of_a_checkpoint_is_replaced(trained: Trained, tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_checkpoint_does_not_count_and_is_not_replaced(trained: Trained, tmp_path: Path) -> None:
     save_training(tmp_path, *trained, TrainingState(step=2))
     step_folder(tmp_path, 6).write_text("...")
-    for step in (4, 6):
-        assert load_training(tmp_path, *trained, []).step == step - 2
-        save_training(tmp_path, *trained, TrainingState(step=step))
-    assert load_training(tmp_path, *trained, []).step == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000006"]
+    assert load_training(tmp_path, *trained, []).step == 2
+    with pytest.raises(StorageError, match=r"step-000006: a file of this name is there already, where a folder belongs"):
+        save_training(tmp_path, *trained, TrainingState(step=6))
+    assert step_folder(tmp_path, 6).read_text() == "..."
+    assert load_training(tmp_path, *trained, []).step == 2
 
 
 @pytest.mark.parametrize(("logged_steps", "expected"), [([1, 2, 2, 3, 4], 4), ([1, 2, 2, 3], 2), ([1, 2, 4], 0), ([], 0)])
