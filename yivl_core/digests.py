@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 _NUM_READERS = 8
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and no NaN, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest_json(value: Any) -> str:

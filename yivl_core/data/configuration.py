@@ -31,6 +31,12 @@ class ValidationConfig(BaseModel):
         le=MAX_PIXELS_LIMIT,
         description="most pixels (width x height) of an image; a larger one is an error, found before it is decoded",
     )
+    num_workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=1024,
+        description="processes that decode the images of a large dataset; 0: none but this one; default: one for each core",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

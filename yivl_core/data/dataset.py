@@ -30,6 +30,7 @@ __all__ = ["ImageInfo", "ValidatedDataset", "ValidatedRecord", "is_validated_dat
 
 FORMAT = "yivl validated dataset"
 FORMAT_VERSION = 1
+_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME = "records.jsonl", "quarantine.jsonl", "warnings.jsonl"
 IMAGES_NAME, REPORT_NAME, READABLE_REPORT_NAME = "images.parquet", "report.json", "report.md"
 FILE_NAMES = frozenset({RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME, IMAGES_NAME, REPORT_NAME, READABLE_REPORT_NAME})
@@ -152,7 +153,7 @@ def digest_records(records: Iterable[ValidatedRecord]) -> str:
 def record_line(validated: ValidatedRecord) -> str:
     """A clean record as a line of jsonl, line end included."""
     values = {**record_to_json(validated.record), NOTE_FIELD: note_json(validated.source, validated.images)}
-    return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+    return _LINE.encode(values) + "\n"
 
 
 def record_to_json(record: Record) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """Rows -> the same rows in the same order, each with what was found out about its images.
 
-Images are decoded in a few threads, a bounded number of rows ahead. An image that several rows name is decoded once, as long as
-those rows are not too far apart. Pixels are dropped at once, so that memory does not depend on the number of images.
+Images are decoded side by side, a bounded number of rows ahead. An image that several rows name is decoded once, as long as
+those rows are not too far apart.
 """
 
-import os
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
-from yivl_core.data.findings import Finding, error, shown, warning
-from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
+from yivl_core.data.findings import Finding
+from yivl_core.data.image_worker import Outcome
+from yivl_core.data.image_workers import ImageWorkers
+from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
 from yivl_core.data.reading import InputRow
 
-_NUM_ROWS_AHEAD = 64
 _NUM_IMAGES_REMEMBERED = 4096
-_ADDRESS_KINDS = frozenset({"image_missing", "path_escape", "url_not_allowed", "control_char", "bad_unicode"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,53 +40,63 @@ class CheckedRow:
         return not any(finding.severity == "error" for finding in self.findings)
 
 
-_Outcome = tuple[ImageInfo | None, tuple[Finding, ...]]
+@dataclass(slots=True)
+class _Awaited:
+    """The outcome of an image, which stands at some place in the answer to a request that may not have been made yet."""
+
+    place: int
+    answer: "Future[list[Outcome]] | None" = None
+
+    @property
+    def is_there(self) -> bool:
+        return self.answer is not None and self.answer.done()
+
+    @property
+    def outcome(self) -> Outcome:
+        assert self.answer is not None
+        return self.answer.result()[self.place]
 
 
-def check_images(rows: Iterable[InputRow], store: ImageStore) -> Iterator[CheckedRow]:
+def check_images(rows: Iterable[InputRow], store: ImageStore, num_workers: int = 0) -> Generator[CheckedRow, None, None]:
     """Decode every image that a row names, also of rows that are rejected anyway, so that all is mended at once.
+
+    Args:
+        rows: what names the images.
+        store: reads them.
+        num_workers: processes that help where there are many images; 0: threads alone.
 
     Raises:
         StorageError: the disk or network failed.
+        ChildFailedError: a process died.
     """
-    pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="image")
-    outcomes: OrderedDict[ImageReference, Future[_Outcome]] = OrderedDict()
-    waiting: deque[tuple[InputRow, list[Future[_Outcome]]]] = deque()
-    try:
-        for row in rows:
-            futures = []
-            for image in row.images:
-                if image not in outcomes:
-                    outcomes[image] = pool.submit(_check_image, image, store)
-                outcomes.move_to_end(image)
-                futures.append(outcomes[image])
-            waiting.append((row, futures))
-            while len(outcomes) > _NUM_IMAGES_REMEMBERED:
-                outcomes.popitem(last=False)
-            if len(waiting) > _NUM_ROWS_AHEAD:
+    known: OrderedDict[ImageReference, _Awaited] = OrderedDict()
+    waiting: deque[tuple[InputRow, list[_Awaited]]] = deque()
+    coming = iter(rows)
+    with closing(ImageWorkers(store, num_workers)) as workers:
+        while block := list(islice(coming, workers.rows_per_request)):
+            new: dict[ImageReference, _Awaited] = {}
+            for row in block:
+                awaited = []
+                for image in row.images:
+                    if (one := known.pop(image, None)) is None:
+                        one = new[image] = _Awaited(len(new))
+                    known[image] = one  # behind all others, as the latest
+                    awaited.append(one)
+                waiting.append((row, awaited))
+            if new:
+                answer = workers.submit(tuple(new))
+                for one in new.values():
+                    one.answer = answer
+            while len(known) > _NUM_IMAGES_REMEMBERED:
+                known.popitem(last=False)
+            while waiting and (len(waiting) > workers.num_rows_ahead or all(one.is_there for one in waiting[0][1])):
                 yield _checked(*waiting.popleft())
         while waiting:
             yield _checked(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _check_image(image: ImageReference, store: ImageStore) -> _Outcome:
-    try:
-        loaded = store.load(image)
-    except ImageError as cause:
-        if cause.kind in _ADDRESS_KINDS:
-            return None, (error(cause.kind, cause.message, cause.remedy),)
-        return None, (error("image_unreadable", cause.message, cause.remedy, detail=cause.kind),)
-    findings = []
-    for kind in loaded.warnings:
-        message, remedy = IMAGE_WARNINGS[kind]
-        findings.append(warning(kind, f"image {shown(image.uri)}: {message}", remedy))
-    return loaded.info, tuple(findings)
-
-
-def _checked(row: InputRow, futures: list["Future[_Outcome]"]) -> CheckedRow:
-    outcomes = [future.result() for future in futures]
+def _checked(row: InputRow, awaited: list[_Awaited]) -> CheckedRow:
+    outcomes = [one.outcome for one in awaited]
     findings = list(row.findings)
     text_kinds = {finding.kind for finding in findings} & {"control_char", "bad_unicode"}
     for _, image_findings in outcomes:

@@ -5,11 +5,13 @@ resolved path before anything is opened. `ImageStore` is the place where fetchin
 """
 
 import hashlib
+import io
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -49,6 +51,8 @@ EXTENSIONS: dict[str, str | None] = {
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/|data:[^,]*,", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
 _MIN_SIDE_PX = 8  # below, nobody could read or describe it
+_MAX_BYTES_IN_MEMORY = 1 << 20  # a larger file is read in blocks, and twice
+_NUM_ROOTS_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,10 @@ class ImageInfo:
     height: int
     mode: str
     num_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes as a JSON object."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def reference(self) -> ImageReference:
@@ -131,6 +139,7 @@ class ImageStore:
 
     def __init__(self, max_pixels: int = 64_000_000) -> None:
         self.max_pixels = max_pixels
+        self._real_roots: dict[Path, str] = {}
 
     def resolve(self, image: ImageReference) -> Path:
         """The file of an image, which is there, is a plain file, and lies under the root; nothing is opened.
@@ -140,12 +149,13 @@ class ImageStore:
                 `empty`.
         """
         _refuse_address(image.address)
-        path = Path(os.path.realpath(image.root / image.address))
-        root = Path(os.path.realpath(image.root))
-        if not path.is_relative_to(root):
+        real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118 (cheaper than a `Path`)
+        root = self._real_root(image.root)
+        if real_path != root and not real_path.startswith(root.rstrip("/") + "/"):
             raise _escape(image.address, f"leads out of {root}")
-        if not _is_text(str(path)):
-            raise ImageError("bad_unicode", f"the path {str(path)!a} is not UTF-8", "rename the file or folder")
+        if not _is_text(real_path):
+            raise ImageError("bad_unicode", f"the path {real_path!a} is not UTF-8", "rename the file or folder")
+        path = Path(real_path)
         try:
             status = path.stat()
         except OSError as cause:  # not there, no folder on the way, symbolic links in a circle, name too long
@@ -170,13 +180,13 @@ class ImageStore:
         path = self.resolve(image)
         try:
             with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                num_bytes = file.tell()
-                file.seek(0)
+                content = _in_memory(file)
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+                num_bytes = content.seek(0, io.SEEK_END)
                 if image.sha256 not in (None, sha256):
                     message = f"{path} is not the image that was validated: its sha256 is {sha256}, not {image.sha256}"
                     raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
-                decoded = decode_image(file, self.max_pixels)
+                decoded = decode_image(content, self.max_pixels)
         except PermissionError as cause:
             message = f"image {shown(image.uri)} may not be read ({path})"
             raise ImageError("permission_denied", message, "give this user the right to read it") from cause
@@ -194,6 +204,24 @@ class ImageStore:
             num_bytes=num_bytes,
         )
         return LoadedImage(info=info, image=decoded.image, warnings=_warnings(Path(image.address), decoded))
+
+    def _real_root(self, root: Path) -> str:
+        """Where a root leads. Looked up once: a link that is turned later opens no other place, its images are refused."""
+        real_root = self._real_roots.get(root)
+        if real_root is None:
+            if len(self._real_roots) >= _NUM_ROOTS_REMEMBERED:
+                self._real_roots.clear()
+            real_root = self._real_roots[root] = os.path.realpath(root)
+        return real_root
+
+
+def _in_memory(file: io.BufferedReader) -> io.BytesIO | io.BufferedReader:
+    """The same file in memory, unless it is large."""
+    data = file.read(_MAX_BYTES_IN_MEMORY)
+    if len(data) < _MAX_BYTES_IN_MEMORY:
+        return io.BytesIO(data)
+    file.seek(0)
+    return file
 
 
 _MISSING_REMEDY = "correct the address, or name the folder that addresses are relative to as image root"

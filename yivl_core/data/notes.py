@@ -45,7 +45,18 @@ class ValidatedNote(BaseModel):
 
     def image_infos(self, addresses: Sequence[str]) -> tuple[ImageInfo, ...]:
         """The images of the record that names these addresses; as many as the note has."""
-        return tuple(ImageInfo(uri=address, **image.model_dump()) for address, image in zip(addresses, self.images, strict=True))
+        return tuple(
+            ImageInfo(
+                uri=address,
+                path=image.path,
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                mode=image.mode,
+                num_bytes=image.num_bytes,
+            )
+            for address, image in zip(addresses, self.images, strict=True)
+        )
 
 
 def note_json(source: Source, images: Sequence[ImageInfo]) -> dict[str, Any]:

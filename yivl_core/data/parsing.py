@@ -10,8 +10,8 @@ from typing import Any
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.notes import ValidatedNote, take_note
-from yivl_core.data.records import ImageCountError, Record, conversation
-from yivl_core.data.strict_json import check_text
+from yivl_core.data.records import ImageCountError, Record, untagged_images
+from yivl_core.data.strict_json import check_text, is_storable
 
 _TEXT_FIELDS = ("query", "response", "system", "id", "cluster_id")
 _FIELDS = frozenset({*_TEXT_FIELDS, "history", "images", "references", "meta"})
@@ -43,7 +43,12 @@ def parse_record(values: Mapping[str, Any], purpose: Purpose) -> ParsedRow:
     """
     given = dict(values)
     note = take_note(given)
-    findings = [finding for name, value in given.items() for finding in _check_field_text(name, value)]
+    findings: list[Finding] = []
+    for name, value in given.items():
+        if name not in _FIELDS:
+            findings += check_text(name, "the name of a field")
+        if not is_storable(value):
+            findings += check_text(value, name)
     for name in _TEXT_FIELDS:
         if name in given:
             given[name] = _text(name, given[name], findings)
@@ -60,15 +65,11 @@ def parse_record(values: Mapping[str, Any], purpose: Purpose) -> ParsedRow:
     if not any(finding.severity == "error" for finding in findings):
         record = Record(**{name: given[name] for name in _FIELDS if name in given})
         try:
-            conversation(record)
+            untagged_images(record)
         except ImageCountError as cause:
             findings.append(error("image_count_mismatch", cause.message, cause.remedy))
             record = None
     return ParsedRow(record=record, addresses=addresses, note=note, findings=tuple(findings))
-
-
-def _check_field_text(name: str, value: Any) -> list[Finding]:
-    return [*check_text(name, "the name of a field"), *check_text(value, name)]
 
 
 def _wrong_type(name: str, value: Any, wanted: str) -> Finding:

@@ -108,7 +108,9 @@ def read_rows(
     _check_file(url)
     if image_root is not None and not Path(image_root).is_dir():
         raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
-    return (_input_row(raw, url, image_root, purpose) for raw in read_raw_rows(url, max_line_bytes))
+    raw_rows = read_raw_rows(url, max_line_bytes)
+    file, folder = _readable(url), Path(url).parent
+    return (_input_row(raw, file, folder, None if image_root is None else Path(image_root), purpose) for raw in raw_rows)
 
 
 def read_inputs(source: InputSource) -> Iterator[InputRow]:
@@ -187,23 +189,23 @@ def _check_file(url: str) -> None:
         raise ConfigurationError(f"{url}: there is no such file; check the path")
 
 
-def _input_row(raw: RawRow, url: str, image_root: str | None, purpose: Purpose) -> InputRow:
-    source = Source(file=_readable(url), line=raw.line)
+def _input_row(raw: RawRow, file: str, folder: Path, image_root: Path | None, purpose: Purpose) -> InputRow:
+    source = Source(file=file, line=raw.line)
     if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
         return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
     parsed = parse_record(raw.values, purpose)
     if parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
         images = _references(parsed.note.image_infos(parsed.addresses), image_root)
     else:
-        root = Path(url).parent if image_root is None else Path(image_root)
+        root = folder if image_root is None else image_root
         images = tuple(ImageReference(uri=address, address=address, root=root) for address in parsed.addresses)
     findings = (*raw.findings, *parsed.findings)
     return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
 
 
-def _references(infos: tuple[ImageInfo, ...], image_root: str | None) -> tuple[ImageReference, ...]:
+def _references(infos: tuple[ImageInfo, ...], image_root: Path | None) -> tuple[ImageReference, ...]:
     """Images as an earlier validation found them: where that was, or below the root that is named now."""
-    return tuple(info.reference if image_root is None else info.reference_under(Path(image_root)) for info in infos)
+    return tuple(info.reference if image_root is None else info.reference_under(image_root) for info in infos)
 
 
 def _refuse_broken_files(rows: Iterator[InputRow]) -> Iterator[InputRow]:
@@ -214,8 +216,9 @@ def _refuse_broken_files(rows: Iterator[InputRow]) -> Iterator[InputRow]:
 
 
 def _rows_of_validated_dataset(folder: str, image_root: str | None) -> Iterator[InputRow]:
+    root = None if image_root is None else Path(image_root)
     return (
-        InputRow(source=validated.source, record=validated.record, images=_references(validated.images, image_root))
+        InputRow(source=validated.source, record=validated.record, images=_references(validated.images, root))
         for validated in ValidatedDataset.open(folder)
     )
 

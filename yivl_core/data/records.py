@@ -93,15 +93,8 @@ def conversation(record: Record) -> list[Message]:
     Raises:
         ImageCountError: the number of tags, or of entries in `images`, fits neither rule.
     """
+    untagged = untagged_images(record)
     rounds = [*record.history, (record.query, None)]
-    texts = [text for pair in rounds for text in pair if text is not None]
-    num_tags = sum(len(split_at_image_tags(text)) - 1 for text in texts)
-    untagged = [[] for _ in rounds] if num_tags else _images_by_round(record)
-    if num_tags and num_tags != len(record.image_addresses):
-        raise ImageCountError(
-            f"{num_tags} <image> tag(s) in query and history for {len(record.image_addresses)} image(s)",
-            "write one tag for each image of `images`, or none at all",
-        )
     messages = []
     if record.system is not None:
         messages.append(Message(Role.SYSTEM, (record.system,)))
@@ -116,6 +109,29 @@ def conversation(record: Record) -> list[Message]:
                 content, next_index = _place_at_tags(text, next_index)
             messages.append(Message(role, content))
     return messages
+
+
+def untagged_images(record: Record) -> list[list[int]]:
+    """Which images stand in front of the text of each round, as indices of `record.image_addresses`; none where there are tags.
+
+    Raises:
+        ImageCountError: as `conversation`.
+    """
+    num_tags = _count_tags(record.query)
+    for question, answer in record.history:
+        num_tags += _count_tags(question) + _count_tags(answer)
+    if not num_tags:
+        return _images_by_round(record)
+    if num_tags != len(record.image_addresses):
+        raise ImageCountError(
+            f"{num_tags} <image> tag(s) in query and history for {len(record.image_addresses)} image(s)",
+            "write one tag for each image of `images`, or none at all",
+        )
+    return [[] for _ in range(len(record.history) + 1)]
+
+
+def _count_tags(text: str) -> int:
+    return len(IMAGE_TAG.findall(text)) if "<image" in text else 0  # the second question is dearer, and rarely put
 
 
 def sample_digest(record: Record, image_digests: tuple[str, ...]) -> str:

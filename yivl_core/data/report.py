@@ -91,7 +91,7 @@ def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter) 
         "num_quarantined": writer.num_quarantined,
         "num_images": writer.num_images,
         "tokens": None if lengths is None else {"total": lengths.total, "longest": lengths.longest, "at": lengths.longest_source},
-        "settings": config.model_dump(mode="json", exclude={"output"}),
+        "settings": config.model_dump(mode="json", exclude={"output", "num_workers"}),
         "files": [
             {"file": file, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
             for file in tally.num_lines

@@ -18,6 +18,7 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 # Tab and line ends are text. U+0080-U+009F are left alone: they come with text that was converted from old encodings.
 _CONTROL_CHAR = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_UNSTORABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # both
 
 
 class JsonSyntaxError(ValueError):
@@ -68,7 +69,8 @@ class StrictJsonReader:
             raise JsonSyntaxError(_syntax_finding(cause), cause.pos) from cause
         except RecursionError as cause:
             raise JsonSyntaxError(_too_deep(), position) from cause
-        if _depth_exceeds(value, MAX_DEPTH):
+        num_brackets = text.count("[", position, end) + text.count("{", position, end)
+        if num_brackets > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
             self._findings.append(_too_deep())
         return value, end, self._findings
 
@@ -129,6 +131,11 @@ def check_text(value: Any, name: str) -> Iterator[Finding]:
         for key, item in value.items():
             yield from _check_string(key, f"a key of {name}")
             yield from check_text(item, f"{name}.{key}")
+
+
+def is_storable(value: Any) -> bool:
+    """Whether a value is a string in which `check_text` finds nothing: one look for what nearly all are."""
+    return isinstance(value, str) and not _UNSTORABLE.search(value)
 
 
 def _check_string(text: str, name: str) -> Iterator[Finding]:

@@ -11,12 +11,14 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedRecord, is_validated_dataset
 from yivl_core.data.findings import Source, warning
 from yivl_core.data.image_checks import CheckedRow, check_images
+from yivl_core.data.image_workers import count_cores
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import read_rows
 from yivl_core.data.records import Record
@@ -49,6 +51,7 @@ def validate_dataset(
         OutputError: the output folder holds something else than an earlier validation's result.
         BusyError: another process validates into it.
         StorageError: reading or writing failed.
+        ChildFailedError: a process that decodes images died.
     """
     output = _free_output(config)
     files = [read_rows(url, config.image_root, config.purpose, config.max_line_bytes) for url in config.dataset]
@@ -56,10 +59,12 @@ def validate_dataset(
     with sole_publisher(output), publish_folder(output) as folder:
         with DatasetWriter(folder) as writer:
             seen: dict[bytes, Source] = {}
-            for checked in check_images(itertools.chain.from_iterable(files), ImageStore(config.max_pixels)):
-                _sort_out(checked, writer, tally, seen, count_tokens)
-                if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
-                    on_progress(_progress(tally, writer))
+            rows = itertools.chain.from_iterable(files)
+            with closing(check_images(rows, ImageStore(config.max_pixels), _num_workers(config))) as checked_rows:
+                for checked in checked_rows:
+                    _sort_out(checked, writer, tally, seen, count_tokens)
+                    if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
+                        on_progress(_progress(tally, writer))
         report = build_report(config, tally, writer)
         _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         _write(folder / READABLE_REPORT_NAME, render_report(report))
@@ -95,6 +100,14 @@ def _sort_out(
     tally.add(row.source, row.record.id, findings)
     if count_tokens is not None and tally.lengths is not None:
         tally.lengths.add(count_tokens(row.record), row.source)
+
+
+def _num_workers(config: ValidationConfig) -> int:
+    """Helping processes; one core has nothing to spare for any."""
+    if config.num_workers is not None:
+        return config.num_workers
+    num_cores = count_cores()
+    return num_cores if num_cores > 1 else 0
 
 
 def _write(path: Path, text: str) -> None:

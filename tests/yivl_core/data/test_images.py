@@ -165,6 +165,38 @@ def test_a_file_without_permission_is_an_error_of_its_own(root: Path) -> None:
     assert refused(root, "a.png").kind == "permission_denied"
 
 
+def test_a_root_that_is_turned_while_it_is_read_lets_nothing_else_in(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (12, 9)).save(tmp_path / name / "a.png")
+    link = tmp_path / "link"
+    link.symlink_to("first")
+    store = ImageStore()
+    assert store.load(reference(link, "a.png")).info.path == str(tmp_path / "first/a.png")
+    link.unlink()
+    link.symlink_to("second")
+    with pytest.raises(ImageError, match=r"a\.png\" leads out of .*first"):
+        store.load(reference(link, "a.png"))
+    assert ImageStore().load(reference(link, "a.png")).info.path == str(tmp_path / "second/a.png")
+
+
+def test_a_folder_whose_name_begins_like_the_root_is_outside(tmp_path: Path) -> None:
+    for name in ("scans", "scans2"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (12, 9)).save(tmp_path / name / "a.png")
+    assert refused(tmp_path / "scans", str(tmp_path / "scans2/a.png")).kind == "path_escape"
+    assert ImageStore().resolve(reference(Path("/"), str(tmp_path / "scans2/a.png"))) == tmp_path / "scans2/a.png"
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1])
+def test_small_files_and_large_ones_are_read_alike(root: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    expected = ImageStore().load(reference(root, "a.png"))
+    monkeypatch.setattr("yivl_core.data.images._MAX_BYTES_IN_MEMORY", expected.info.num_bytes + num_bytes)
+    loaded = ImageStore().load(reference(root, "a.png"))
+    assert (loaded.info, loaded.image.tobytes()) == (expected.info, expected.image.tobytes())
+    assert loaded.info.sha256 == hashlib.sha256((root / "a.png").read_bytes()).hexdigest()
+
+
 def test_a_failing_disk_is_no_fault_of_the_image(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")

@@ -193,7 +193,7 @@ def test_the_limits_are_the_configured_ones(make_image: MakeImage, write_rows: W
     assert validate(path, max_line_bytes=1000).findings == [(1, "line_too_long", "error")]
     assert validate(path, max_pixels=599).quarantine[0]["detail"] == "too_many_pixels"
     assert validate(path, max_pixels=600).findings == []
-    for wrong in ({"max_pixels": 200_000_000}, {"max_line_bytes": 10}, {"dataset": ()}, {"other": 1}):
+    for wrong in ({"max_pixels": 200_000_000}, {"max_line_bytes": 10}, {"num_workers": -1}, {"dataset": ()}, {"other": 1}):
         with pytest.raises(ValidationError):
             ValidationConfig.model_validate({"dataset": ("a.jsonl",), "output": "out", **wrong})
 

@@ -1,0 +1,224 @@
+"""Worker processes against threads of this process: the same answers, and nothing is left, however a validation ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from yivl_core.data import image_worker, image_workers
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.image_workers import ImageWorkers
+from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
+from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import ChildFailedError, StorageError
+from yivl_core.progress import Progress
+
+GOOD = {"query": "Read it.", "response": "it"}
+
+
+@pytest.fixture
+def early_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Workers take over behind the fifth image, three rows at a time; the list holds those that were started."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            started.append(self)
+
+    monkeypatch.setattr(image_workers, "_NUM_IMAGES_FOR_WORKERS", 5)
+    monkeypatch.setattr(image_workers, "_ROWS_PER_REQUEST", 3)
+    monkeypatch.setattr("yivl_core.data.image_workers.subprocess.Popen", Recorded)
+    yield started
+    assert all(process.returncode is not None for process in started)
+
+
+def reference(root: Path, name: str) -> ImageReference:
+    return ImageReference(uri=name, address=name, root=root)
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def defective(make_image: Callable[..., Path], write_rows: Callable[..., Path], tmp_path: Path) -> Path:
+    """A dataset in which every third line or image has some defect."""
+    for number in range(40):
+        make_image(f"{number}.png", size=(10 + number, 9))
+    make_image("tiny.png", size=(3, 3))
+    make_image("wrong.jpg").rename(tmp_path / "wrong.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    frames = [Image.new("L", (9, 9), colour) for colour in (0, 255)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    strange = ["tiny.png", "wrong.png", "cut.png", "text.png", "empty.png", "moving.gif", "gone.png", "../0.png", "/etc/hosts"]
+    strange += ["https://example.com/a.png", "half \ud83d.png", "a\x00.png", "中.png", ""]
+    rows: list[dict[str, Any] | str] = []
+    for number in range(40):
+        rows.append({**GOOD, "images": [f"{number}.png"], "id": str(number)})
+        rows.append(json.dumps({**GOOD, "images": [strange[number % len(strange)], f"{number // 2}.png"], "history": []}))
+        rows.append(["{", {**GOOD, "query": 7}, {**GOOD, "more": 1}][number % 3])  # type: ignore[arg-type]
+    return write_rows(*rows)
+
+
+def test_worker_processes_and_threads_give_the_same_bytes(
+    defective: Path, early_workers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    def validated(num_workers: int) -> dict[str, bytes]:
+        output = str(tmp_path / f"validated-{num_workers}")
+        summary = validate_dataset(ValidationConfig(dataset=(str(defective),), output=output, num_workers=num_workers))
+        assert summary.findings_by_kind.keys() >= {"image_unreadable", "path_escape", "url_not_allowed", "animated", "tiny"}
+        return contents(output)
+
+    alone = validated(0)
+    assert early_workers == []
+    assert validated(1) == alone
+    assert len(early_workers) == 1
+    assert validated(3) == alone
+    assert 2 <= len(early_workers) - 1 <= 3
+
+
+def test_a_small_dataset_pays_for_no_process(defective: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("yivl_core.data.image_workers.subprocess.Popen", fail)
+    config = ValidationConfig(dataset=(str(defective),), output=str(tmp_path / "out"), num_workers=4)
+    assert validate_dataset(config).num_lines == 120
+
+
+def test_an_image_named_often_is_decoded_once_whoever_decodes_it(
+    make_image: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    early_workers: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def recorded(images: list[ImageReference]) -> bytes:
+        asked.extend(image.uri for image in images)
+        return image_worker.write_request(images)
+
+    monkeypatch.setattr(image_workers, "write_request", recorded)
+    names = [make_image(f"{number}.png").name for number in range(20)]
+    path = write_rows(*({"query": str(n), "response": "1", "images": [names[n % 20], names[n % 7]]} for n in range(200)))
+    summary = validate_dataset(ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"), num_workers=2))
+    assert (summary.num_records, summary.num_images) == (200, 1)
+    assert early_workers
+    assert len(asked) == len(set(asked)) >= 12
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), RuntimeError("bug")])
+def test_a_validation_that_is_stopped_leaves_no_process(
+    cause: BaseException, defective: Path, early_workers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    def stop(_: Progress) -> None:
+        raise cause
+
+    with pytest.raises(type(cause)):
+        validate_dataset(ValidationConfig(dataset=(str(defective),), output=str(tmp_path / "out"), num_workers=2), stop)
+    assert early_workers
+    assert [process.returncode for process in early_workers] == [-signal.SIGKILL] * len(early_workers)
+
+
+def test_a_process_that_dies_is_told_and_ends_the_check(
+    make_image: Callable[..., Path], early_workers: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    images = [reference(tmp_path, make_image(f"{number}.png").name) for number in range(6)]
+    with closing(ImageWorkers(ImageStore(), num_workers=1)) as workers:
+        workers.submit(images[:5]).result()
+        assert early_workers == []
+        assert workers.submit(images[5:]).result()[0][0] is not None
+        early_workers[0].kill()
+        with pytest.raises(ChildFailedError, match=r"was killed by SIGKILL \(out of memory, perhaps\); run it again, with fewer"):
+            workers.submit(images[5:]).result()
+
+
+def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> None:
+    class FailingStore(ImageStore):
+        def load(self, image: ImageReference) -> LoadedImage:
+            raise StorageError(f"{image.address}: the disk failed") from OSError(5, "Input/output error")
+
+    reply = image_worker._answer(image_worker.write_request([reference(tmp_path, "a.png")]), FailingStore())
+    with pytest.raises(StorageError, match=r"^a\.png: the disk failed$") as raised:
+        image_worker.read_reply(json.dumps(reply).encode())
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "to_group", "exit_code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 130), (signal.SIGTERM, False, 130), (signal.SIGKILL, False, -9)],
+)
+def test_no_process_outlives_a_validation_that_gets_a_signal(
+    number: signal.Signals,
+    to_group: bool,
+    exit_code: int,
+    make_image: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    make_image("a.png")
+    names = [f"{number}.png" for number in range(4000)]
+    for name in names:
+        os.link(tmp_path / "a.png", tmp_path / name)
+    settings = {"dataset": [str(write_rows(*({**GOOD, "images": [name]} for name in names)))], "num_workers": 2}
+    (tmp_path / "settings.json").write_text(json.dumps({**settings, "output": str(tmp_path / "out")}))
+    # Validation stops at its hundredth record, so that it is in the middle when the signal comes.
+    code = """
+import sys, threading
+from yivl_core import __main__, child
+from yivl_core.data import image_workers, validation
+image_workers._NUM_IMAGES_FOR_WORKERS = 5
+validation._ROWS_PER_PROGRESS = 100
+write = __main__.json_lines
+def write_and_wait(event):
+    write_event(event)
+    if event["event"] == "progress":
+        threading.Event().wait(300)
+def json_lines(file):
+    global write_event
+    write_event = write(file)
+    return write_and_wait
+__main__.json_lines = json_lines
+sys.argv[1:] = ["validate", sys.argv[1]]
+sys.exit(__main__.main())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "settings.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["done"] == 100
+        workers = psutil.Process(process.pid).children(recursive=True)
+        assert any("yivl_core.data.image_worker" in worker.cmdline() for worker in workers)
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (exit_code, "")
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
+    assert len(gone) == len(workers)
+
+
+def test_a_worker_ends_with_its_stdin_also_while_it_is_still_loading() -> None:
+    command = [*image_workers._COMMAND, "1000"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, b"")
