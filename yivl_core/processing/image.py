@@ -17,9 +17,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from yivl_core.data.decoding import ImageError
 from yivl_core.model.config_keys import SidePx
 from yivl_core.model.json_files import FileKeys, only, read_keys
+from yivl_core.processing.resizing import pad_and_resize
 
-# Pillow keeps four bytes a pixel: 64 rows of the longest image that is taken make 17 MB.
-_BAND_ROWS = 64
 MAX_SIDE_PX = 65_535
 
 
@@ -67,6 +66,9 @@ class ImagePreprocessor:
         image_mean, image_std: mean and standard deviation of red, green and blue, for values of 0 to 1.
         rescale_factor: what makes 0 to 1 of a byte.
         resample: PIL's number of the resizing filter; 3 is bicubic.
+
+    Attributes:
+        padding: red, green and blue of the squares' padding, 0 to 255: the mean colour, rounded down as in the original code.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class ImagePreprocessor:
     ) -> None:
         self.image_size_px = image_size_px
         self._resample = Image.Resampling(resample)
-        self._padding = tuple(int(mean * 255) for mean in image_mean)
+        self.padding = tuple(int(mean * 255) for mean in image_mean)
         # transformers scales in double precision, rounds, and normalises in single precision; a table holds all 3 x 256 results.
         scaled = (np.arange(256) * rescale_factor).astype(np.float32)
         mean, std = np.array(image_mean, dtype=np.float32), np.array(image_std, dtype=np.float32)
@@ -106,25 +108,14 @@ class ImagePreprocessor:
     def to_square(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """An RGB image of any shape, centred on a square of the mean colour and resized: uint8 `[S, S, 3]`.
 
-        The square itself is never built: a band of rows at a time is narrowed, then the narrow picture is shortened, as PIL's own
-        two passes do it. So a picture of 60,000 x 3 pixels takes 0.1 GB instead of 14.
-
         Raises:
             ImageError: a side is longer than `MAX_SIDE_PX` (kind `too_many_pixels`).
         """
         assert image.mode == "RGB", image.mode
-        side, size = max(image.size), self.image_size_px
-        if side > MAX_SIDE_PX:
+        if max(image.size) > MAX_SIDE_PX:
             message = f"the image has {image.width} x {image.height} pixels, and a side may have {MAX_SIDE_PX} at most"
             raise ImageError("too_many_pixels", message, "cut the image into parts")
-        left, top = (side - image.width) // 2, (side - image.height) // 2
-        narrow = Image.new("RGB", (size, side), self._padding)
-        for start in range(0, image.height, _BAND_ROWS):
-            end = min(start + _BAND_ROWS, image.height)
-            band = Image.new("RGB", (side, end - start), self._padding)
-            band.paste(image.crop((0, start, image.width, end)), (left, 0))
-            narrow.paste(band.resize((size, end - start), self._resample), (0, top + start))
-        return np.array(narrow.resize((size, size), self._resample))
+        return pad_and_resize(image, self.image_size_px, self.padding, self._resample)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels as the vision tower reads them, on the device where they are.

@@ -28,6 +28,7 @@ IGNORE_INDEX = -100
 
 _MARKER = re.compile(r"<\|.+\|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+_MAX_REMEMBERED_TEXTS, _MAX_REMEMBERED_CHARS = 512, 4000
 _WORD_START = "▁"  # stands for a blank in SentencePiece's pieces
 # `surrogateescape` turns each byte that is no UTF-8 into one of these; the original shows each as a replacement character.
 _ESCAPED_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\N{REPLACEMENT CHARACTER}")
@@ -61,6 +62,7 @@ class Tokenizer:
         markers = {piece: token_id for token_id, piece in enumerate(self._pieces) if _MARKER.fullmatch(piece)}
         self._added_pattern = re.compile(f"({_any_of(self._added_tokens)})")
         self._special_pattern = re.compile(f"(?={_any_of([*markers, *self._added_tokens])})")
+        self._remembered: dict[str, npt.NDArray[np.int64]] = {}
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
@@ -110,6 +112,23 @@ class Tokenizer:
             cuts = [match.start() + 1 for match in self._special_pattern.finditer(text)]
             for start, end in pairwise([0, *cuts, len(text)]):
                 ids += self._processor.encode(text[start:end])
+        return ids
+
+    def encode_repeated(self, text: str) -> npt.NDArray[np.int64]:
+        """As `encode`, for system texts and questions, which many records share: the latest ones are not encoded again.
+
+        Returns:
+            The ids, int64, not to be written to.
+        """
+        if len(text) > _MAX_REMEMBERED_CHARS:
+            return np.array(self.encode(text), dtype=np.int64)
+        ids = self._remembered.get(text)
+        if ids is None:
+            ids = np.array(self.encode(text), dtype=np.int64)
+            ids.flags.writeable = False
+            if len(self._remembered) >= _MAX_REMEMBERED_TEXTS:
+                self._remembered.clear()
+            self._remembered[text] = ids
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -194,17 +213,18 @@ def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, num_image_tokens: int)
     Raises:
         DatasetError: a text holds half of a surrogate pair.
     """
-    input_ids: list[int] = []
-    labels: list[int] = []
+    parts: list[npt.NDArray[np.int64]] = []
+    labels: list[npt.NDArray[np.int64]] = []
     for segment in prompt.segments:
         if isinstance(segment, ImageSlot):
-            input_ids += [IMAGE_TOKEN_INDEX] * num_image_tokens
-            labels += [IGNORE_INDEX] * num_image_tokens
+            ids, is_learned = np.full(num_image_tokens, IMAGE_TOKEN_INDEX, dtype=np.int64), False
+        elif segment.is_learned:
+            ids, is_learned = np.array(tokenizer.encode(segment.text), dtype=np.int64), True
         else:
-            ids = tokenizer.encode(segment.text)
-            input_ids += ids
-            labels += ids if segment.is_learned else [IGNORE_INDEX] * len(ids)
-    return PromptTokens(input_ids=np.array(input_ids, dtype=np.int64), labels=np.array(labels, dtype=np.int64))
+            ids, is_learned = tokenizer.encode_repeated(segment.text), False
+        parts.append(ids)
+        labels.append(ids if is_learned else np.full(len(ids), IGNORE_INDEX, dtype=np.int64))
+    return PromptTokens(input_ids=np.concatenate(parts), labels=np.concatenate(labels))
 
 
 def _any_of(texts: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from yivl_core.data.records import ImageSlot, Record, conversation
 from yivl_core.errors import CheckpointError, DatasetError
 from yivl_core.model.configuration import IMAGE_TOKEN_INDEX as MODEL_IMAGE_TOKEN_INDEX
+from yivl_core.processing import tokenization
 from yivl_core.processing.prompt import TextSegment, build_prompt
 from yivl_core.processing.tokenization import IGNORE_INDEX, IMAGE_TOKEN_INDEX, TextStream, Tokenizer, tokenize_prompt
 
@@ -186,6 +187,32 @@ def test_half_a_surrogate_pair_is_a_named_error(tokenizer: Tokenizer, text: str,
 def test_the_numbers_of_images_and_ignored_labels_are_the_originals_and_the_models(golden_cases: dict[str, Any]) -> None:
     assert golden_cases["image_token_index"] == MODEL_IMAGE_TOKEN_INDEX == IMAGE_TOKEN_INDEX
     assert golden_cases["ignore_index"] == IGNORE_INDEX
+
+
+@unlimited
+@given(repeated=st.lists(st.sampled_from(["", "Read it.", *SPECIAL]) | texts, max_size=8))
+def test_texts_that_are_remembered_have_the_ids_of_those_that_are_not(tokenizer: Tokenizer, repeated: list[str]) -> None:
+    for text in [*repeated, *repeated]:
+        ids = tokenizer.encode_repeated(text)
+        assert ids.dtype == "int64"
+        assert ids.tolist() == tokenizer.encode(text)
+
+
+def test_only_some_short_texts_are_remembered_and_none_can_be_changed(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenization, "_MAX_REMEMBERED_TEXTS", 3)
+    monkeypatch.setattr(tokenization, "_MAX_REMEMBERED_CHARS", 5)
+    monkeypatch.setattr(tokenizer, "_remembered", {})
+    kept = [tokenizer.encode_repeated("a" * length) for length in range(8)]
+    assert kept[5] is tokenizer.encode_repeated("aaaaa")
+    assert kept[6] is not tokenizer.encode_repeated("aaaaaa")
+    assert len(tokenizer._remembered) <= 3
+    with pytest.raises(ValueError, match="read-only"):
+        kept[5][:] = 0
+    first = tokenize_prompt(build_prompt(conversation(Record(query="abc"))), tokenizer, num_image_tokens=1)
+    first.input_ids[:] = 0
+    assert tokenizer.encode_repeated("abc").tolist() == tokenizer.encode("abc")
 
 
 def test_a_tokenizer_survives_pickling(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,125 @@
+"""RGB picture -> its square of the mean colour, resized: bit for bit as Pillow resizes that square, which is never built.
+
+```
+picture      first pass, row by row      second pass, column by column
+                                          ................
+                     ........             ................   padding
+----------->         --------     --->    ----------------
+----------->         --------             ----------------   rows that see the picture
+                     ........             ................
+                                          ................   padding
+```
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Colour = tuple[int, ...]
+
+# Pillow keeps four bytes a pixel: 64 rows of the longest image that is taken make 17 MB.
+_BAND_ROWS = 64
+# A picture whose square is this many times as high is flat. Up to this side, so that the tables of weights stay small.
+_MIN_FLATNESS = 2
+_MAX_FLAT_SIDE_PX = 2048
+# Pillow's weights for 8-bit pixels are whole numbers, parts of 2^22 (src/libImaging/Resample.c, PRECISION_BITS).
+_WEIGHT_BITS = 22
+_WHOLE_WEIGHT = 1 << _WEIGHT_BITS
+_BLOCK_VALUES = 1 << 14  # are summed at once: these and what is added to them stay in a core's cache
+_WIDEST_FILTER = 5  # rows; Magic Kernel Sharp 2021 sees 4.5 on each side, Lanczos 3, bicubic 2
+
+
+def pad_and_resize(image: Image.Image, size: int, padding: Colour, resample: Image.Resampling) -> npt.NDArray[np.uint8]:
+    """An RGB image of any shape, centred on a square of the padding's colour and resized: uint8 `[S, S, 3]`.
+
+    A band of rows at a time is narrowed, then the narrow picture is shortened, as Pillow's own two passes do it. So a picture of
+    60,000 x 3 pixels takes 0.1 GB instead of 14.
+
+    Args:
+        image: RGB.
+        size: side of the result.
+        padding: colour around the image.
+        resample: Pillow's filter.
+    """
+    side = max(image.size)
+    top = (side - image.height) // 2
+    rows = _narrowed(image, size, padding, resample)
+    if image.height * _MIN_FLATNESS <= side <= _MAX_FLAT_SIDE_PX:
+        return _shortened(rows, top, side, padding, resample)
+    narrow = Image.new("RGB", (size, side), padding)
+    narrow.paste(Image.fromarray(rows), (0, top))
+    return np.array(narrow.resize((size, size), resample))
+
+
+def _narrowed(image: Image.Image, size: int, padding: Colour, resample: Image.Resampling) -> npt.NDArray[np.uint8]:
+    """The first pass over the rows of the square that hold the image: uint8 `[image height, S, 3]`."""
+    side = max(image.size)
+    rows = np.empty((image.height, size, 3), dtype=np.uint8)
+    for start in range(0, image.height, _BAND_ROWS):
+        end = min(start + _BAND_ROWS, image.height)
+        band = image.crop((0, start, image.width, end))
+        if image.width < side:
+            band, picture = Image.new("RGB", (side, end - start), padding), band
+            band.paste(picture, ((side - image.width) // 2, 0))
+        rows[start:end] = np.asarray(band.resize((size, end - start), resample))
+    return rows
+
+
+def _shortened(
+    rows: npt.NDArray[np.uint8], top: int, side: int, padding: Colour, resample: Image.Resampling
+) -> npt.NDArray[np.uint8]:
+    """The second pass over a flat picture. Where rows see nothing but padding, nothing is computed.
+
+    Args:
+        rows: uint8 `[H, S, 3]`, what the first pass gave.
+        top: row of the square where they begin.
+        side: rows of the square.
+        padding: colour of its other rows.
+        resample: Pillow's filter.
+    """
+    size, bottom = rows.shape[1], top + len(rows)
+    row_of_padding = np.tile(np.array(padding, dtype=np.uint8), size)  # rows are laid out flat: [.., S * 3] is filled fast
+    square = np.empty((size, size * 3), dtype=np.uint8)
+    square[:] = row_of_padding
+    first, weights = _resize_weights(side, size, resample)
+    seeing = np.flatnonzero((first < bottom) & (first + weights.shape[1] > top))
+    if not len(seeing):  # a filter that skips rows
+        return square.reshape(size, size, 3)
+    first, weights = first[seeing], weights[seeing, :, None]
+    start, end = int(first[0]), int(first[-1]) + weights.shape[1]
+    seen = np.empty((end - start, size * 3), dtype=np.int32)
+    seen[:] = row_of_padding
+    seen[max(top - start, 0) : bottom - start] = rows.reshape(-1, size * 3)[max(start - top, 0) : end - top]
+    block_rows = max(_BLOCK_VALUES // (size * 3), 1)
+    for block in range(0, len(seeing), block_rows):
+        places, own_weights = first[block : block + block_rows] - start, weights[block : block + block_rows]
+        sums = own_weights[:, 0] * seen[places]
+        for number in range(1, weights.shape[1]):
+            sums += own_weights[:, number] * seen[places + number]
+        sums += _WHOLE_WEIGHT // 2  # so that the shift rounds
+        sums >>= _WEIGHT_BITS
+        square[seeing[block : block + block_rows]] = np.clip(sums, 0, 255, out=sums)
+    return square.reshape(size, size, 3)
+
+
+@lru_cache(maxsize=512)
+def _resize_weights(length: int, size: int, resample: Image.Resampling) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """How Pillow weighs `length` rows to make `size` of them. It tells so itself: 32-bit pixels show a weight's every digit.
+
+    Returns:
+        The first row that each new row may see: `[S]`, below 0 at the edge. The weights from there on: int32 `[S, K]`, parts of
+        2^22, 0 for what is not seen.
+    """
+    reach = math.ceil(_WIDEST_FILTER * max(length / size, 1)) + 1
+    num_columns = 2 * reach + 1
+    # All rows that a new row may see have different columns.
+    probe = np.zeros((length, num_columns), dtype=np.int32)
+    probe[np.arange(length), np.arange(length) % num_columns] = _WHOLE_WEIGHT
+    answer = np.asarray(Image.fromarray(probe).resize((num_columns, size), resample))  # [S, num_columns]
+    first = ((np.arange(size) + 0.5) * length / size).astype(np.int64) - reach
+    weights = np.take_along_axis(answer, (first[:, None] + np.arange(num_columns)) % num_columns, axis=1)
+    used = np.flatnonzero(weights.any(axis=0))
+    return first + used[0], weights[:, used[0] : used[-1] + 1]
