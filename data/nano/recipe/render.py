@@ -1,0 +1,131 @@
+"""Renders training lines: pictures, and records with question and answer.
+
+    python data/nano/recipe/render.py --fonts .fonts --output lines --num-lines 100000 --seed 1 --num-workers 8
+
+Writes `images/PPPP/NNNNNNNN.jpg`, 1,000 to a folder, and `train.jsonl` in the order of the index. Line `i` depends on the seed
+and on `i` only, so neither the number of workers nor the number of lines changes it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import random
+import sys
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from questions import choose_question
+from rendering import LineRenderer, encode_jpeg
+from texts import TextSampler
+
+BLOCK_LINES = 1_000
+_SEED_STEP = 2**40  # lines of one seed never meet those of another
+
+
+class LineMaker:
+    """Makes the line of an index: its picture as JPEG, its question and its answer.
+
+    Args:
+        fonts_folder: what fonts.py has written.
+        seed: which lines, 0 or more.
+    """
+
+    def __init__(self, fonts_folder: Path, seed: int) -> None:
+        self._sampler = TextSampler((fonts_folder / "words.txt").read_text(encoding="ascii").split())
+        self._renderer = LineRenderer(fonts_folder)
+        self._seed = seed
+
+    def make(self, index: int) -> tuple[bytes, str, str]:
+        """JPEG, question and answer."""
+        rng = random.Random(self._seed * _SEED_STEP + index)
+        text = self._sampler.sample(rng)
+        question, answer = choose_question(text, rng)
+        return encode_jpeg(self._renderer.render(text, rng), rng), question, answer
+
+
+def render_lines(fonts_folder: Path, output: Path, num_lines: int, seed: int, num_workers: int) -> Path:
+    """Write `num_lines` pictures and train.jsonl to `output`; return the path of train.jsonl.
+
+    Args:
+        fonts_folder: what fonts.py has written.
+        output: a folder, made if absent.
+        num_lines: how many lines, from index 0 on.
+        seed: which lines, 0 or more.
+        num_workers: processes; 1 renders in this one.
+    """
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    blocks = range((num_lines + BLOCK_LINES - 1) // BLOCK_LINES)
+    render = partial(render_block, output=output, num_lines=num_lines)
+    if num_workers == 1:
+        start_worker(fonts_folder, seed)
+        report_blocks(map(render, blocks), num_lines)
+    else:
+        with multiprocessing.get_context("spawn").Pool(num_workers, start_worker, (fonts_folder, seed)) as pool:
+            report_blocks(pool.imap_unordered(render, blocks), num_lines)
+    return join_parts(output, len(blocks))
+
+
+_makers: list[LineMaker] = []
+
+
+def start_worker(fonts_folder: Path, seed: int) -> None:
+    """Load fonts and words once for this process."""
+    _makers[:] = [LineMaker(fonts_folder, seed)]
+
+
+def render_block(block: int, output: Path, num_lines: int) -> int:
+    """Write the pictures of a block and its part of train.jsonl; return its number of lines."""
+    [maker] = _makers
+    indices = range(block * BLOCK_LINES, min((block + 1) * BLOCK_LINES, num_lines))
+    folder = output / "images" / f"{block:04}"
+    folder.mkdir(exist_ok=True)
+    records = []
+    for index in indices:
+        jpeg, question, answer = maker.make(index)
+        path = folder / f"{index:08}.jpg"
+        path.write_bytes(jpeg)
+        records.append(json.dumps({"query": question, "response": answer, "images": [path.relative_to(output).as_posix()]}))
+    part_path(output, block).write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
+    return len(records)
+
+
+def report_blocks(counts: Iterable[int], num_lines: int) -> None:
+    """Wait for the blocks, telling on stderr how many lines are done."""
+    done = 0
+    for count in counts:
+        done += count
+        print(f"\r{done}/{num_lines} lines", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+def part_path(output: Path, block: int) -> Path:
+    """Where the records of a block wait to be joined."""
+    return output / f"train.{block:04}.part"
+
+
+def join_parts(output: Path, num_blocks: int) -> Path:
+    """Write train.jsonl from the parts of all blocks, and delete them."""
+    path = output / "train.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for block in range(num_blocks):
+            part = part_path(output, block)
+            file.write(part.read_text(encoding="utf-8"))
+            part.unlink()
+    return path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line and render."""
+    parser = argparse.ArgumentParser(description="Render training lines.")
+    parser.add_argument("--fonts", type=Path, default=Path(".fonts"), help="what fonts.py has written (default: .fonts)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--num-lines", type=int, required=True, help="number of lines")
+    parser.add_argument("--seed", type=int, default=0, help="which lines (default: 0)")
+    parser.add_argument("--num-workers", type=int, default=multiprocessing.cpu_count(), help="processes (default: one a core)")
+    options = parser.parse_args(arguments)
+    render_lines(options.fonts, options.output, options.num_lines, options.seed, options.num_workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+import hashlib
+import io
+import json
+import random
+import string
+import sys
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+RECIPE = Path(__file__).resolve().parents[3] / "data" / "nano" / "recipe"
+WORDS = ["apple", "Bread", "coffee", "invoice", "quartz", "jumble", "vexing", "hawk"]
+PRINTABLE = {chr(code) for code in range(32, 127)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _recipe_on_path():
+    sys.path.insert(0, str(RECIPE))
+    yield
+    sys.path.remove(str(RECIPE))
+
+
+@pytest.fixture(scope="module")
+def fonts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What fonts.py writes, made of two faces that matplotlib ships."""
+    folder = tmp_path_factory.mktemp("fonts")
+    entries = []
+    for name, kind in (("DejaVuSans", "sans"), ("DejaVuSansMono-Bold", "mono")):
+        source = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+        (folder / source.name).write_bytes(source.read_bytes())
+        entries.append({"file": source.name, "kind": kind, "weight": 0.5, "caps_only": False})
+    entries.append({"file": "DejaVuSans.ttf", "kind": "display", "weight": 0.5, "caps_only": True})
+    (folder / "fonts.json").write_text(json.dumps(entries))
+    (folder / "words.txt").write_text("\n".join(WORDS))
+    return folder
+
+
+def test_texts_are_printable_ascii_of_the_promised_lengths_and_cover_every_character():
+    from texts import TextSampler
+
+    sampler, rng = TextSampler(WORDS), random.Random(1)
+    texts = [sampler.sample(rng) for _ in range(15_000)]
+    lengths = Counter(map(len, texts))
+    assert min(lengths) == 1
+    assert max(lengths) <= 32
+    assert 0.005 < sum(lengths[length] for length in lengths if length > 24) / len(texts) < 0.04
+    assert 6 <= np.median([len(text) for text in texts]) <= 10
+    assert all(text == " ".join(text.split()) for text in texts)
+    counts = Counter("".join(texts))
+    assert set(counts) == PRINTABLE
+    assert min(counts.values()) >= 20
+
+
+def test_a_line_depends_on_seed_and_index_only(fonts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import render
+
+    monkeypatch.setattr(render, "BLOCK_LINES", 8)
+    folders = [tmp_path / name for name in ("whole", "longer", "other")]
+    for folder, num_lines, seed in zip(folders, (20, 30, 20), (5, 5, 6), strict=True):
+        render.render_lines(fonts_folder, folder, num_lines, seed, num_workers=1)
+    whole, longer, other = (digest_lines(folder) for folder in folders)
+    assert whole == longer[:20]
+    assert not set(whole) & set(other)
+    assert sorted(path.name for path in folders[0].iterdir()) == ["images", "train.jsonl"]
+
+
+def test_several_workers_write_what_one_writes(fonts_folder: Path, tmp_path: Path):
+    import render
+
+    for num_workers in (1, 2):
+        render.render_lines(fonts_folder, tmp_path / str(num_workers), 1_005, seed=2, num_workers=num_workers)
+    assert digest_lines(tmp_path / "1") == digest_lines(tmp_path / "2")
+    assert (tmp_path / "2" / "images" / "0001" / "00001004.jpg").is_file()
+
+
+def test_records_ask_for_what_they_answer(fonts_folder: Path):
+    import questions
+    from render import LineMaker
+
+    maker = LineMaker(fonts_folder, seed=3)
+    met = Counter()
+    for index in range(2_000):
+        _, question, answer = maker.make(index)
+        met[question] += 1
+        assert answer.strip() == answer != ""
+        if question == questions.READ_IN_CAPITALS:
+            assert answer == answer.upper()
+        if question == questions.READ_NUMBER:
+            assert answer.isdecimal()
+    assert set(met) == {
+        questions.READ_AS_PRINTED,
+        questions.READ_IN_CAPITALS,
+        questions.READ_NUMBER,
+        *questions.OTHER_QUESTIONS,
+    }
+    assert 0.40 < met[questions.READ_AS_PRINTED] / 2_000 < 0.50
+    assert 0.40 < met[questions.READ_IN_CAPITALS] / 2_000 < 0.50
+
+
+def test_pictures_keep_their_size_and_show_ink(fonts_folder: Path):
+    from render import LineMaker
+
+    maker, modes = LineMaker(fonts_folder, seed=4), Counter()
+    for index in range(1_000):
+        jpeg, _, answer = maker.make(index)
+        image = Image.open(io.BytesIO(jpeg))
+        modes[image.mode] += 1
+        assert 8 <= image.height <= 48, index
+        assert 4 <= image.width <= 640, index
+        pixels = np.asarray(image.convert("L"), np.int16)
+        assert np.ptp(pixels) > 35, (index, answer)
+    assert 0.10 < modes["RGB"] / 1_000 < 0.20
+    assert modes["L"] + modes["RGB"] == 1_000
+
+
+def test_every_character_leaves_its_own_ink(fonts_folder: Path):
+    from glyphs import Typesetter
+
+    typesetter = Typesetter(fonts_folder)
+    inks = {typesetter.set_text(character, 0, 36).ink.tobytes() for character in string.printable[:94]}
+    assert len(inks) == 94
+
+
+def test_faces_without_small_letters_show_capitals_only(fonts_folder: Path):
+    from glyphs import Typesetter
+
+    typesetter, rng = Typesetter(fonts_folder), random.Random(0)
+    assert {typesetter.choose_face("TOTAL 12", rng) for _ in range(100)} == {0, 1, 2}
+    assert {typesetter.choose_face("Total 12", rng) for _ in range(100)} == {0, 1}
+
+
+def digest_lines(folder: Path) -> list[tuple[str, str, str]]:
+    """Question, answer and digest of the picture of each record, in order."""
+    records = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    for index, record in enumerate(records):
+        assert list(record) == ["query", "response", "images"]
+        assert record["images"][0].endswith(f"/{index:08}.jpg")
+    return [
+        (record["query"], record["response"], hashlib.sha256((folder / record["images"][0]).read_bytes()).hexdigest())
+        for record in records
+    ]
+
+
+def test_styles_of_faces_are_told_from_their_names():
+    from fonts import mark_style
+
+    names = {"Regular": "R", "Bold Oblique": "BI", "Cond Italic": "RCI", "Bold SansNarrow-Bold": "BC", "Light": "L"}
+    assert {name: mark_style(name) for name in names} == names
+
+
+def test_each_class_of_faces_gets_its_share_of_the_lines():
+    from fonts import CLASS_SHARES, share_weights
+
+    kinds = ["sans", "sans", "sans", "mono", "courier", "receipt", "serif", "hand", "display"]
+    entries = [{"family": f"{kind} {number // 2}", "kind": kind, "weight": 1.0} for number, kind in enumerate(kinds)]
+    share_weights(entries)
+    totals = Counter()
+    for entry in entries:
+        totals[entry["kind"]] += entry["weight"]
+    assert totals == pytest.approx(CLASS_SHARES, abs=1e-5)
+    assert entries[0]["weight"] == entries[1]["weight"] < entries[2]["weight"] < 1.5 * entries[0]["weight"]
