@@ -50,6 +50,7 @@ def _describe_validation(summary: ValidationSummary) -> str:
 
 
 def _describe_training(summary: TrainingSummary) -> str:
+    result = f"adapter {summary.adapter}" if summary.adapter else f"model   {summary.model}"
     validation = ""
     if summary.val_loss is not None and summary.val_token_accuracy is not None:
         validation = f", validation loss {summary.val_loss:.4f}, token accuracy {summary.val_token_accuracy:.1%}"
@@ -57,7 +58,7 @@ def _describe_training(summary: TrainingSummary) -> str:
         f"{summary.num_steps} steps on {summary.num_train_samples} samples ({summary.num_val_samples} held out, "
         f"{summary.num_dropped} dropped as too long)\n"
         f"training loss {summary.train_loss:.4f}{validation}; kept step {summary.best_step}\n"
-        f"adapter {summary.adapter}\nplot    {summary.output}/plots/loss.png"
+        f"{result}\nplot    {summary.output}/plots/loss.png"
     )
 
 

@@ -1,5 +1,7 @@
 """New data -> validate -> train an adapter -> merge it -> answer the validation records -> evaluate.
 
+Full tuning gives a whole model; there is nothing to merge then.
+
 ```
 OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (written again by each run)
        adapters/KEY       training runs      \
@@ -52,10 +54,10 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
     validation = _validate(config, config.dataset)
     val_validation = _validate(config, config.val_dataset) if config.val_dataset else None
     training = _train(config, validation, val_validation)
-    merged = _merge(config, training)
+    model = _trained_model(config, training)
     records = val_validation.output if val_validation else training.val_dataset
     data = digest_json([validation.digest, val_validation.digest if val_validation else None])
-    predictions = _infer(config, merged.output, records, data)
+    predictions = _infer(config, model, records, data)
     evaluation = _evaluate(config, predictions)
     base_evaluation = None
     if config.evaluate_base:
@@ -64,7 +66,7 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
         output=_run_folder(config),
         validation=validation,
         training=training,
-        model=merged.output,
+        model=model,
         predictions=predictions.output,
         evaluation=evaluation,
         base_evaluation=base_evaluation,
@@ -110,8 +112,13 @@ def _train(config: RetrainConfig, data: ValidationSummary, val_data: ValidationS
     return _run(lambda: train(settings, config.deadline_s), output)
 
 
-def _merge(config: RetrainConfig, training: TrainingSummary) -> MergeSummary:
-    settings = MergeConfig(adapter=training.adapter, model=config.model, output=config.output, device=config.training.device)
+def _trained_model(config: RetrainConfig, training: TrainingSummary) -> str:
+    """The checkpoint that the training gives: full tuning's own, or the base with the adapter merged into it."""
+    return training.model or _merge(config, str(training.adapter)).output
+
+
+def _merge(config: RetrainConfig, adapter: str) -> MergeSummary:
+    settings = MergeConfig(adapter=adapter, model=config.model, output=config.output, device=config.training.device)
     output = _folder(config, "models", merge_key(settings))
     return _run(lambda: merge(settings.model_copy(update={"output": output}), config.deadline_s), output)
 
@@ -163,7 +170,7 @@ def _links(summary: RetrainSummary) -> str:
         "Summary": join(summary.output, "summary.json"),
         "Report": join(summary.evaluation.output, "report.md"),
         "Model": summary.model,
-        "Adapter": summary.training.adapter,
+        "Training": summary.training.output,
         "Predictions": summary.predictions,
     }
     return "\n".join(f"- {name}: `{place}`" for name, place in places.items())

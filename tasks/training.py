@@ -35,11 +35,11 @@ def training_key(settings: TrainingSettings, model: str, dataset: str, val_datas
 
 
 def train(config: TrainingConfig, deadline_s: float | None = None) -> TrainingSummary:
-    """Train an adapter, unless `config.resume` allows to take the one that is there for the same content and settings."""
+    """Train, unless `config.resume` allows to take the result that is there for the same content and settings."""
     key = training_key(config, config.model, config.dataset, config.val_dataset)
     run = _train if config.resume else _train.with_options(refresh_cache=True)
     summary = run_cached(run, config, key=key, output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
-    create_table_artifact(key="training", table=_table(summary), description=f"Adapter in {summary.adapter}")
+    create_table_artifact(key="training", table=_table(summary), description=f"Result in {summary.adapter or summary.model}")
     return summary
 
 
@@ -52,7 +52,7 @@ def _train(config: TrainingConfig, deadline_s: float | None, cache_key: str) -> 
 def _is_intact(summary: TrainingSummary) -> bool:
     """Where the held-out rows' images have moved, the training tells where they lie in the dataset that it is given now."""
     folder = Path(summary.output)
-    return is_result_whole(folder, summary.adapter_digest) and are_held_out_images_there(folder)
+    return is_result_whole(folder, summary.result_digest) and are_held_out_images_there(folder)
 
 
 def _table(summary: TrainingSummary) -> list[dict[str, float | None]]:

@@ -116,7 +116,7 @@ def test_a_lost_adapter_is_noticed_and_trained_again(first, config):
     shutil.rmtree(first.training.output)
     second, states = run_and_watch(config)
     assert states["train", "Completed"] == 1
-    assert adapter_digest(second.training.adapter) == first.training.adapter_digest
+    assert adapter_digest(second.training.adapter) == first.training.result_digest
     assert states["merge", "Cached"] == 1
 
 

@@ -137,7 +137,7 @@ def test_new_data_is_trained_on_and_the_old_is_kept(config: RetrainConfig, first
     (small_dataset / "more.jsonl").write_text(json.dumps({**rows[0], "query": "Once more."}) + "\n")
     more = retrain(config.model_copy(update={"dataset": (*config.dataset, str(small_dataset / "more.jsonl"))}))
     assert more.training.num_train_samples + more.training.num_val_samples == len(rows) + 1
-    assert more.training.adapter_digest != first.training.adapter_digest
+    assert more.training.result_digest != first.training.result_digest
     assert more.model != first.model
     assert Path(first.model, "yivl.json").is_file()
 

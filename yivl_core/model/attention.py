@@ -83,7 +83,8 @@ def _packed_attention_forward(
     """The attention interface of transformers; `cu_seq_lens_q` and `max_length_q` come from the call of the model."""
     assert attention_mask is None
     assert dropout == 0.0, "Yi-VL has no attention dropout"
-    query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))  # [S, H or G, E]
+    # Under autocast the rotation by positions has made float32 of queries and keys, which the kernel does not have.
+    query, key, value = (tensor.squeeze(0).transpose(0, 1).to(value.dtype) for tensor in (query, key, value))  # [S, H or G, E]
     return packed_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None  # [1, S, H, E]
 
 

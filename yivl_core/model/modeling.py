@@ -76,13 +76,29 @@ class YiVLModel(YiVLPreTrainedModel):
             `[N, P, C]`.
         """
         tower = self.vision_tower
-        # cuDNN rounds float32 inputs of a convolution to 10 bits unless it is told not to.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            embeddings = tower.embeddings(pixel_values.to(tower.embeddings.patch_embedding.weight.dtype))
-        hidden = tower.pre_layrnorm(embeddings)  # [N, 1 + P, C]
+        hidden = tower.pre_layrnorm(self._embed_patches(pixel_values))  # [N, 1 + P, C]
         for layer in tower.encoder.layers[: self.config.num_vision_layers]:
             hidden = layer(hidden, None)
         return hidden[:, 1:]  # [N, P, C]
+
+    def _embed_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the tower's own embeddings give, with a matrix product in place of a convolution whose windows do not overlap.
+
+        cuDNN has no fast one for such windows (a third of a training step of a small model), and rounds float32 to 10 bits there.
+
+        Returns:
+            `[N, 1 + P, C]`.
+        """
+        embeddings = self.vision_tower.embeddings
+        weight = embeddings.patch_embedding.weight  # [C, 3, H/side, W/side], square
+        size, side = weight.shape[-1], self.config.vision_config.image_size // weight.shape[-1]
+        patches = (
+            pixel_values.to(weight.dtype)[..., : side * size, : side * size].unflatten(3, (side, size)).unflatten(2, (side, size))
+        )
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 * H/side * W/side]
+        features = nn.functional.linear(patches, weight.flatten(1))  # [N, P, C]
+        start = embeddings.class_embedding.to(features.dtype).expand(len(features), 1, -1)
+        return torch.cat([start, features], dim=1) + embeddings.position_embedding.weight
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What stands in the prompt for each image.
@@ -96,12 +112,13 @@ class YiVLModel(YiVLPreTrainedModel):
         features: torch.Tensor = self.mm_projector(self.get_vision_features(pixel_values))
         return features
 
-    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, num_places: int | None = None) -> torch.Tensor:
         """Token embeddings with image features in their places.
 
         Args:
             input_ids: int64 `[B, S]`; an image takes P places of `image_token_index`, the images in reading order.
             pixel_values: `[N, 3, H, W]`, normalised, in the same order; None where there is no image.
+            num_places: how many places for images are in `input_ids`; None: they are counted, which waits for the GPU.
 
         Returns:
             `[B, S, D]`.
@@ -116,7 +133,7 @@ class YiVLModel(YiVLPreTrainedModel):
         else:
             features = self.get_image_features(pixel_values).to(embeds.dtype)  # [N, P, D]
             num_features = features.shape[0] * features.shape[1]
-        num_places = int(is_image.sum())  # waits for the GPU
+        num_places = int(is_image.sum()) if num_places is None else num_places
         if num_places != num_features:
             raise ValueError(f"{num_places} places for image tokens in input_ids, but {num_features} image features")
         return embeds.masked_scatter(is_image.unsqueeze(-1), features) if num_places else embeds

@@ -1,7 +1,7 @@
-"""A very small Yi-VL checkpoint with random weights in the published layout: for trying the pipeline without a download.
+"""A small Yi-VL checkpoint with random weights in the published layout: what a model starts from that is trained from nothing.
 
-Its tokenizer is trained on a few sentences with the settings of Yi's (BPE, byte fallback, single digits, no normalisation, no
-prefix), and has Yi's special tokens at Yi's places. It cannot read: what it writes is noise until it is trained.
+Unless another is given, its tokenizer is trained on a few sentences with the settings of Yi's (BPE, byte fallback, single digits,
+no normalisation, no prefix). Yi's special tokens are at Yi's places. It cannot read: what it writes is noise until it is trained.
 """
 
 import io
@@ -24,7 +24,23 @@ from yivl_core.storage import publish_folder
 VISION_FOLDER = "vit/clip-vit-random"
 # Places in the vocabulary: added_tokens.json of 01-ai/Yi-VL-6B; 3 to 5 are not published, their names are ours.
 _SPECIAL_TOKENS = {"<unk>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2, "<|im_start|>": 6, "<|im_end|>": 7, "<|im_sep|>": 8}
-_USER_DEFINED = ["<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"]
+MARKERS = ["<|Human|>", "<|Assistant|>", "<|System|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"]
+# For `sentencepiece.SentencePieceTrainer.train`, whatever the kind of model; the markers are its first user-defined symbols.
+TOKENIZER_SETTINGS: dict[str, Any] = {
+    "hard_vocab_limit": True,
+    "character_coverage": 1.0,
+    "byte_fallback": True,
+    "split_digits": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "unk_piece": "<unk>",
+    "bos_piece": "<|startoftext|>",
+    "eos_piece": "<|endoftext|>",
+    "pad_id": -1,
+    "num_threads": 1,
+    "minloglevel": 2,
+}
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "add_bos_token": False,
@@ -51,7 +67,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomShape:
-    """Sizes of the random model; heads are 16 wide in decoder and tower alike."""
+    """Sizes of the random model."""
 
     hidden_size: int = 64
     intermediate_size: int = 176
@@ -60,13 +76,21 @@ class RandomShape:
     num_key_value_heads: int = 2
     vision_hidden_size: int = 48
     vision_num_layers: int = 3
+    vision_num_heads: int = 3
     image_size: int = 84
+    patch_size: int = 14
     max_positions: int = 4096
     vocab_size: int = 512
 
 
 def write_random_checkpoint(
-    folder: Path, *, seed: int = 0, shape: RandomShape | None = None, dtype: torch.dtype = torch.bfloat16
+    folder: Path,
+    *,
+    seed: int = 0,
+    shape: RandomShape | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    vision_dtype: torch.dtype = torch.float32,
+    tokenizer_model: bytes | None = None,
 ) -> None:
     """Write the checkpoint in one step; the same seed and shape give the same bytes.
 
@@ -74,7 +98,10 @@ def write_random_checkpoint(
         folder: replaced if it is there.
         seed: of the weights.
         shape: sizes; default: about 0.3 million parameters, 36 tokens an image.
-        dtype: of the main weights; the tower in `vit/` is float32, as in the published repositories.
+        dtype: of the main weights.
+        vision_dtype: of the tower in `vit/`; float32 in the published repositories.
+        tokenizer_model: a SentencePiece model of the shape's vocabulary size, by `TOKENIZER_SETTINGS`; None: one of BPE,
+            trained on a few sentences.
     """
     shape = shape or RandomShape()
     config = YiVLConfig(text_config=_text_config(shape), vision_config=_vision_config(shape))
@@ -82,16 +109,16 @@ def write_random_checkpoint(
         torch.manual_seed(seed)
         model = YiVLForConditionalGeneration(config)
     tensors = {
-        name: lazy(parameter.detach() if name.startswith("model.vision_tower.") else parameter.detach().to(dtype))
+        name: lazy(parameter.detach().to(vision_dtype if name.startswith("model.vision_tower.") else dtype))
         for name, parameter in model.named_parameters()
     }
     with publish_folder(folder) as temporary_folder:
         vision_folder = temporary_folder / VISION_FOLDER
         vision_folder.mkdir(parents=True)
-        _write_tokenizer(temporary_folder, shape)
+        _write_tokenizer(temporary_folder, tokenizer_model or _train_tokenizer(shape))
         _write_json(temporary_folder / ABOUT_FILE, {"kind": RANDOM_KIND, "seed": seed})
         _write_json(temporary_folder / "config.json", _published_config(shape, dtype))
-        _write_json(vision_folder / "config.json", _published_vision_config(shape))
+        _write_json(vision_folder / "config.json", _published_vision_config(shape, vision_dtype))
         _write_json(vision_folder / "preprocessor_config.json", _preprocessor_config(shape))
         write_published_weights(temporary_folder, vision_folder, tensors, max_shard_bytes=5_000_000_000)
 
@@ -102,7 +129,8 @@ def _text_config(shape: RandomShape) -> LlamaConfig:
 
 
 def _vision_config(shape: RandomShape) -> CLIPVisionConfig:
-    return CLIPVisionConfig(**{key: value for key, value in _published_vision_config(shape).items() if key != "model_type"})
+    published = _published_vision_config(shape, torch.float32)
+    return CLIPVisionConfig(**{key: value for key, value in published.items() if key != "model_type"})
 
 
 def _published_config(shape: RandomShape, dtype: torch.dtype) -> dict[str, Any]:
@@ -138,7 +166,7 @@ def _published_config(shape: RandomShape, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _published_vision_config(shape: RandomShape) -> dict[str, Any]:
+def _published_vision_config(shape: RandomShape, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
@@ -150,12 +178,12 @@ def _published_vision_config(shape: RandomShape) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": 4 * shape.vision_hidden_size,
         "layer_norm_eps": 1e-5,
-        "num_attention_heads": shape.vision_hidden_size // 16,
+        "num_attention_heads": shape.vision_num_heads,
         "num_channels": 3,
         "num_hidden_layers": shape.vision_num_layers,
-        "patch_size": 14,
+        "patch_size": shape.patch_size,
         "projection_dim": shape.vision_hidden_size,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
@@ -174,29 +202,21 @@ def _preprocessor_config(shape: RandomShape) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, shape: RandomShape) -> None:
+def _train_tokenizer(shape: RandomShape) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_SENTENCES * 3),
         model_writer=model,
         model_type="bpe",
         vocab_size=shape.vocab_size,
-        hard_vocab_limit=True,
-        character_coverage=1.0,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=_USER_DEFINED,
-        unk_piece="<unk>",
-        bos_piece="<|startoftext|>",
-        eos_piece="<|endoftext|>",
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
+        user_defined_symbols=MARKERS,
+        **TOKENIZER_SETTINGS,
     )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return model.getvalue()
+
+
+def _write_tokenizer(folder: Path, model: bytes) -> None:
+    (folder / "tokenizer.model").write_bytes(model)
     _write_json(folder / "added_tokens.json", _SPECIAL_TOKENS)
     _write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
 

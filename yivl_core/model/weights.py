@@ -13,7 +13,7 @@ reads `vit/` and ignores the other (01-ai/Yi, VL/llava/model/multimodal_encoder)
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -85,7 +85,10 @@ def expected_shapes(config: YiVLConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_model(
-    checkpoint: CheckpointFiles | str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    checkpoint: CheckpointFiles | str | Path,
+    *,
+    dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> YiVLForConditionalGeneration:
     """The model of a checkpoint folder, in evaluation mode.
 
@@ -93,7 +96,7 @@ def load_model(
 
     Args:
         checkpoint: a folder in either layout, or a hub cache folder.
-        dtype: of all parameters.
+        dtype: of all parameters, or a function that gives it by their names.
         device: where they go.
 
     Raises:
@@ -104,7 +107,7 @@ def load_model(
     with torch.device("meta"):
         model = YiVLForConditionalGeneration(read_config(files))
     for name, parameter in list(model.named_parameters()):
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        value = torch.empty(parameter.shape, dtype=dtype if isinstance(dtype, torch.dtype) else dtype(name), device=device)
         value.copy_(tensors.pop(name).load())
         _set_parameter(model, name, value)
     _restore_buffers(model, torch.device(device))

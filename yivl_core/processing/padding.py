@@ -44,13 +44,9 @@ class UnpaddedPixels:
             padding=padding,
         )
 
-    def to(self, device: torch.device) -> "UnpaddedPixels":
-        """The same on a device."""
-        return replace(self, rows=self.rows.to(device), places=self.places.to(device))
-
-    def clone(self) -> "UnpaddedPixels":
-        """The same in memory of its own."""
-        return replace(self, rows=self.rows.clone(), places=self.places.clone())
+    def to(self, device: torch.device, *, copy: bool = False) -> "UnpaddedPixels":
+        """The same on a device, in memory of its own where it is a copy."""
+        return replace(self, rows=self.rows.to(device, copy=copy), places=self.places.to(device, copy=copy))
 
     def squares(self) -> torch.Tensor:
         """The squares again: uint8 `[N, S, S, 3]`."""

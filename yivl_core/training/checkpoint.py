@@ -2,8 +2,9 @@
 
 ```
 checkpoints/step-000050/
-    adapter_config.json  adapter_model.safetensors    the adapter, as PEFT reads it
-    optimizer.safetensors                             AdamW's two means of each parameter
+    adapter_config.json  adapter_model.safetensors    the adapter, as PEFT reads it; or, of full tuning,
+    model.safetensors                                 the tuned weights in float32
+    optimizer.safetensors                             what the optimizers remember of each parameter (AdamW: two means)
     state.json                                        the step, which step was best so far, the loss scale of float16, how many
                                                       lines of metrics.jsonl belong to it, and sha256 of all this
 ```
@@ -20,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
 
 from yivl_core.digests import digest_file, digest_json
-from yivl_core.model.adapters import ADAPTER_FILE, save_adapter
 from yivl_core.model.tensors import open_tensors, save_tensors
 from yivl_core.storage import publish_folder, storage_errors
+from yivl_core.training.optimization import Optimizers
+from yivl_core.training.tuning import Tuning
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _STATE_FILE = "state.json"
-_PAYLOAD = ("adapter_config.json", ADAPTER_FILE, _OPTIMIZER_FILE)
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -62,16 +62,16 @@ class TrainingState:
         return replace(self, best_step=self.step, best_loss=loss)
 
 
-def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+def save_training(folder: Path, tuning: Tuning, optimizers: Optimizers, state: TrainingState) -> None:
     """Publish the checkpoint of `state.step` below `folder`, then remove all but it and the best one.
 
     Raises:
         StorageError: it cannot be written; earlier checkpoints are untouched.
     """
     with publish_folder(step_folder(folder, state.step)) as temporary:
-        save_adapter(model, temporary)
-        save_tensors(temporary / _OPTIMIZER_FILE, _flatten(optimizer))
-        record = asdict(state) | {"files": {name: digest_file(temporary / name) for name in _PAYLOAD}}
+        tuning.save(temporary)
+        save_tensors(temporary / _OPTIMIZER_FILE, optimizers.state())
+        record = asdict(state) | {"files": _digests(temporary, tuning)}
         text = json.dumps(record | {"digest": digest_json(record)})
         (temporary / _STATE_FILE).write_text(text + "\n", encoding="utf-8")
     with storage_errors(str(folder)):
@@ -80,26 +80,26 @@ def save_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimiz
                 shutil.rmtree(step_folder(folder, step))
 
 
-def load_training(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, logged_steps: Sequence[int]) -> TrainingState:
-    """Put the newest checkpoint below `folder` into model and optimizer; a state of step 0 where there is none.
+def load_training(folder: Path, tuning: Tuning, optimizers: Optimizers, logged_steps: Sequence[int]) -> TrainingState:
+    """Put the newest checkpoint below `folder` into model and optimizers; a state of step 0 where there is none.
 
     A checkpoint does not count if a file of it is lost or is not as it was written, if its best one is so harmed, or if not all
     of its figures are there: the steps after the one before it are made again.
 
     Args:
         folder: where checkpoints lie.
-        model: gets the adapter.
-        optimizer: gets its means.
+        tuning: gets what was trained.
+        optimizers: get what they remember.
         logged_steps: the step of each line in metrics.jsonl.
     """
     for step in reversed(saved_steps(folder)):
-        state = _read_state(folder, step)
-        if state is None or _read_state(folder, state.best_step or step) is None:
+        state = _read_state(folder, step, tuning)
+        if state is None or _read_state(folder, state.best_step or step, tuning) is None:
             continue
         if state.num_figures != sum(logged <= step for logged in logged_steps):
             continue
-        set_peft_model_state_dict(model, _read_tensors(step_folder(folder, step) / ADAPTER_FILE))
-        _restore(optimizer, _read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE))
+        tuning.restore(step_folder(folder, step))
+        optimizers.restore(_read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE))
         return state
     return TrainingState()
 
@@ -116,14 +116,18 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06}"
 
 
-def _read_state(folder: Path, step: int) -> TrainingState | None:
+def _digests(folder: Path, tuning: Tuning) -> dict[str, str]:
+    return {name: digest_file(folder / name) for name in (*tuning.file_names, _OPTIMIZER_FILE)}
+
+
+def _read_state(folder: Path, step: int, tuning: Tuning) -> TrainingState | None:
     """The state of a checkpoint; None where a file of it is lost or is not as it was written."""
     path = step_folder(folder, step)
     try:
         record = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
         is_whole = record.pop("digest") == digest_json(record) and record["step"] == step
         files = record.pop("files")
-        if is_whole and files == {name: digest_file(path / name) for name in _PAYLOAD}:
+        if is_whole and files == _digests(path, tuning):
             return TrainingState(**record)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         pass
@@ -132,16 +136,3 @@ def _read_state(folder: Path, step: int) -> TrainingState | None:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.load() for name, tensor in open_tensors((path,)).items()}
-
-
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value for index, values in states.items() for key, value in values.items()}
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        states.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})

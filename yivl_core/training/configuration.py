@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_LORA_RATE, _FULL_RATE = 1e-4, 1e-5
+_OF_LORA = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout")
+_OF_FULL = ("freeze_llm", "freeze_projector", "freeze_vision_tower", "optimizer", "max_shard_bytes")
 
 
 class TrainingSettings(BaseModel):
@@ -11,6 +15,10 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    tuner: Literal["lora", "full"] = Field(
+        default="lora",
+        description="lora: small matrices beside frozen weights; full: the weights themselves, which gives a whole checkpoint",
+    )
     target_modules: str = Field(
         default="default",
         min_length=1,
@@ -20,10 +28,28 @@ class TrainingSettings(BaseModel):
     lora_rank: int = Field(default=8, ge=1, description="rank of the LoRA matrices")
     lora_alpha: int = Field(default=32, ge=1, description="scale of the LoRA product, divided by the rank")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="share of LoRA inputs dropped in training")
-    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="highest learning rate")
+    freeze_llm: bool = Field(default=False, description="full tuning leaves the language model as it is")
+    freeze_projector: bool = Field(default=False, description="full tuning leaves the projector as it is")
+    freeze_vision_tower: bool = Field(default=False, description="full tuning leaves the vision tower as it is")
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description=f"highest learning rate; default: {_LORA_RATE:g} for lora, {_FULL_RATE:g} for full"
+    )
+    projector_learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="the same for what is trained in the projector; default: learning_rate"
+    )
+    vision_learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="the same for what is trained in the vision tower; default: learning_rate"
+    )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw for all; or, for full tuning, muon for the matrices of layers and projector (its step as large as "
+        "AdamW's, so that one learning rate serves both) and adamw for the rest",
+    )
     lr_schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="how it falls after the warm-up")
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1, description="share of the optimizer steps over which it rises")
-    weight_decay: float = Field(default=0.1, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="decoupled weight decay; full tuning spares norms and biases of it"
+    )
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the gradient's mean")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of the gradient's square")
     max_grad_norm: float = Field(default=0.5, gt=0, description="the gradient is scaled down to at most this norm")
@@ -46,20 +72,69 @@ class TrainingSettings(BaseModel):
         lt=1,
         description="share of the records held out (at least one, split by image), if no val_dataset is given; 0: none",
     )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute each layer again in the backward pass: less memory, a third more time"
+    )
+    compile: bool = Field(
+        default=False, description="compile the layers (torch.compile): a minute at the start, then faster steps on a GPU"
+    )
+    num_workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes that read and prepare samples; 0: threads of the training's own process; default: one for each "
+        "core, 8 at most, where a GPU trains, and 0 on the CPU",
+    )
+    augmentation: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="how strongly images are changed at random each time they are learned (light, contrast, noise, width, place)",
+    )
+    cache_samples: bool = Field(
+        default=False,
+        description="keep prepared samples in memory, their pixels on the device, and go through the steps of the first epoch in "
+        "another order in each later one",
+    )
     eval_steps: int = Field(
         default=50, ge=1, description="optimizer steps between evaluations; the last step is always evaluated"
     )
     save_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints; default: as eval_steps")
     keep: Literal["best", "last"] = Field(
-        default="best", description="which adapter is the result: lowest validation loss, or the last"
+        default="best", description="which step's weights are the result: those of the lowest validation loss, or the last"
+    )
+    max_shard_bytes: int = Field(
+        default=5_000_000_000, ge=1_000_000, description="largest weight file of a fully tuned checkpoint, in bytes"
     )
     log_steps: int = Field(default=1, ge=1, description="optimizer steps between lines of metrics.jsonl")
     seed: int = Field(default=42, ge=0, lt=2**63, description="seed of the split, the order, the adapter's start and dropout")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="dtype of the frozen weights and the arithmetic; auto: bfloat16 on a GPU that has it, float32 on CPU",
+        description="dtype of the frozen weights and the arithmetic, while what is trained is kept in float32; auto: bfloat16 on "
+        "a GPU that has it, float32 on CPU",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+    @property
+    def highest_learning_rate(self) -> float:
+        """The learning rate, that of the tuner where none was given."""
+        return self.learning_rate or (_LORA_RATE if self.tuner == "lora" else _FULL_RATE)
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "TrainingSettings":
+        other, fields = ("full", _OF_FULL) if self.tuner == "lora" else ("lora", _OF_LORA)
+        for name in fields:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"`{name}` is a setting of the tuner {other!r}, and `tuner` is {self.tuner!r}; leave it out, or give "
+                    f"`tuner` {other}"
+                )
+        if self.freeze_llm and self.freeze_projector and self.freeze_vision_tower:
+            raise ValueError("nothing is left to train: at most two of `freeze_llm`, `freeze_projector`, `freeze_vision_tower`")
+        for part in ("projector", "vision"):
+            freeze, rate = f"freeze_{part}" if part == "projector" else "freeze_vision_tower", f"{part}_learning_rate"
+            if getattr(self, freeze) and getattr(self, rate) is not None:
+                raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")
+        return self
 
 
 class TrainingConfig(TrainingSettings):
@@ -82,20 +157,22 @@ class TrainingSummary:
 
     Attributes:
         output: the training run folder.
-        adapter: the adapter folder in it, in PEFT's format.
-        adapter_digest: sha256 (hex) of the adapter's content.
+        adapter: the adapter folder in it, in PEFT's format; None for full tuning.
+        model: the checkpoint folder in it, in the base's layout; None for lora.
+        result_digest: sha256 (hex) of the content of adapter or model.
         base_digest: sha256 (hex) of the base checkpoint's content.
         num_steps: optimizer steps made in all.
         num_train_samples, num_val_samples, num_dropped: records trained on, held out, and left out as too long.
         train_loss: mean loss over learned tokens in the last tenth of the steps.
-        val_loss, val_token_accuracy: of the kept adapter on the held-out records; None without any.
-        best_step: the step whose adapter was kept.
+        val_loss, val_token_accuracy: of the kept weights on the held-out records; None without any.
+        best_step: the step whose weights were kept.
         val_dataset: jsonl file with the held-out records.
     """
 
     output: str
-    adapter: str
-    adapter_digest: str
+    adapter: str | None
+    model: str | None
+    result_digest: str
     base_digest: str
     num_steps: int
     num_train_samples: int

@@ -3,16 +3,22 @@
 Shapes: S tokens of the row, L learned tokens, D width of the decoder, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from yivl_core.model.attention import PACKED_ATTENTION
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.image import ImagePreprocessor
-from yivl_core.processing.tokenization import IGNORE_INDEX
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.training.packing import PackedBatch
+
+ChangeImages = Callable[[UnpaddedPixels], UnpaddedPixels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +41,48 @@ def use_packed_attention(model: YiVLForConditionalGeneration) -> None:
     model.model.language_model.set_attn_implementation(PACKED_ATTENTION)
 
 
-def row_loss(model: YiVLForConditionalGeneration, batch: PackedBatch, preprocessor: ImagePreprocessor) -> RowLoss:
+def compile_layers(model: YiVLForConditionalGeneration) -> None:
+    """Compile each layer of tower and decoder by itself, for rows of any length: two graphs, whatever the number of layers."""
+    for layer in _layers(model):
+        layer.compile(dynamic=True)
+
+
+def recompute_layers(model: YiVLForConditionalGeneration) -> None:
+    """Keep only the input of each layer of tower and decoder, and compute the rest again in the backward pass."""
+    for layer in _layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _layers(model: YiVLForConditionalGeneration) -> list[nn.Module]:
+    return [*model.model.vision_tower.encoder.layers, *model.model.language_model.layers]
+
+
+def row_loss(
+    model: YiVLForConditionalGeneration,
+    batch: PackedBatch,
+    preprocessor: ImagePreprocessor,
+    change_images: ChangeImages | None = None,
+) -> RowLoss:
     """Cross entropy over the learned tokens of a row, in float32.
 
     Args:
         model: with packed attention (`use_packed_attention`), adapter and all.
         batch: the row.
         preprocessor: of the model's checkpoint.
+        change_images: what is done to the images before, on the model's device.
     """
-    weight = model.lm_head.weight
-    device = weight.device
-    pixel_values = preprocessor.normalise(batch.pixels.to(device)).to(weight.dtype) if len(batch.pixels) else None
-    input_ids = batch.input_ids.to(device).unsqueeze(0)  # [1, S]
+    batch = batch.to(model.lm_head.weight.device)
+    pixels, pixel_values = batch.pixels, None
+    if pixels.num_images:
+        pixels = change_images(pixels) if change_images else pixels
+        pixel_values = preprocessor.normalise(pixels.squares())
     outputs = model.model(
-        inputs_embeds=model.model.embed(input_ids, pixel_values),
-        position_ids=batch.position_ids.to(device).unsqueeze(0),
-        cu_seq_lens_q=batch.cu_seq_lens.to(device),
+        inputs_embeds=model.model.embed(batch.input_ids.unsqueeze(0), pixel_values, batch.num_image_places),  # [1, S, D]
+        position_ids=batch.position_ids.unsqueeze(0),
+        cu_seq_lens_q=batch.cu_seq_lens,
         max_length_q=batch.max_length,
         use_cache=False,
     )
-    targets = batch.labels[1:]
-    learned = (targets != IGNORE_INDEX).nonzero().squeeze(1)  # [L]
-    logits = model.lm_head(outputs.last_hidden_state[0, learned.to(device)]).float()  # [L, V]
-    chosen = targets[learned].to(device)
-    return RowLoss(cross_entropy(logits, chosen, reduction="sum"), (logits.argmax(dim=-1) == chosen).sum(), len(learned))
+    logits = model.lm_head(outputs.last_hidden_state[0, batch.learned]).float()  # [L, V]
+    total = cross_entropy(logits, batch.targets, reduction="sum")
+    return RowLoss(total, (logits.argmax(dim=-1) == batch.targets).sum(), batch.num_learned)

@@ -5,17 +5,23 @@ input_ids     a0 a1 a2 a3 | b0 b1 b2 | c0 c1 c2 c3     three samples in one row
 position_ids   0  1  2  3 |  0  1  2 |  0  1  2  3     positions restart
 cu_seq_lens    0            4          7           11  no attention across samples
 labels         -  -  a2 a3|  -  b1 b2|  -  -  c2 c3    the first of a sample is never learned: nothing in it comes before
+learned           1  2       4  5           8  9       positions before those of a label, whose logits are wanted
+targets           a2 a3      b1 b2          c2 c3      and what they are to be
 ```
+
+What a step needs is worked out here, so that it never has to wait for the GPU to tell it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.processor import ModelInputs
 from yivl_core.processing.tokenization import IGNORE_INDEX
 
@@ -26,19 +32,28 @@ class PackedBatch:
 
     Attributes:
         input_ids: int64 `[S]`.
-        labels: int64 `[S]`, not shifted; -100 where nothing is learned, and at the first place of each sample.
         position_ids: int64 `[S]`, from 0 in each sample.
+        learned: int64 `[L]`, the positions whose next token is learned.
+        targets: int64 `[L]`, those tokens.
         cu_seq_lens: int32 `[num_samples + 1]`.
         max_length: tokens of the longest sample.
-        pixels: uint8 `[num_images, H, W, 3]`, in the order of their places.
+        num_image_places: how many of the tokens are places of images.
+        pixels: of its images, in the order of their places.
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
     position_ids: torch.Tensor
+    learned: torch.Tensor
+    targets: torch.Tensor
     cu_seq_lens: torch.Tensor
     max_length: int
-    pixels: torch.Tensor
+    num_image_places: int
+    pixels: UnpaddedPixels
+
+    def to(self, device: torch.device, *, copy: bool = False) -> "PackedBatch":
+        """The same on a device; a copy no longer uses the memory, and open files, that are shared with a worker."""
+        tensors = {name: getattr(self, name).to(device, copy=copy) for name in _TENSORS}
+        return replace(self, **tensors, pixels=self.pixels.to(device, copy=copy))
 
     @property
     def num_samples(self) -> int:
@@ -48,15 +63,19 @@ class PackedBatch:
     @property
     def num_learned(self) -> int:
         """Tokens that are learned."""
-        return int((self.labels != IGNORE_INDEX).sum())
+        return len(self.targets)
 
 
-def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
+_TENSORS = ("input_ids", "position_ids", "learned", "targets", "cu_seq_lens")
+
+
+def pack(samples: Sequence[ModelInputs], row_tokens: int, padding: tuple[int, ...]) -> list[PackedBatch]:
     """Whole samples in as few rows as first-fit finds, longest first; each sample in exactly one row.
 
     Args:
         samples: with labels.
         row_tokens: most tokens in a row; a longer sample gets a row of its own.
+        padding: red, green and blue of what their images are padded with.
     """
     rows: list[list[ModelInputs]] = []
     free: list[int] = []
@@ -69,19 +88,23 @@ def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
         else:
             rows[row].append(sample)
             free[row] -= length
-    return [_pack_row(row) for row in rows]
+    return [_pack_row(row, padding) for row in rows]
 
 
-def _pack_row(samples: Sequence[ModelInputs]) -> PackedBatch:
+def _pack_row(samples: Sequence[ModelInputs], padding: tuple[int, ...]) -> PackedBatch:
     lengths = [len(sample.input_ids) for sample in samples]
-    labels = [_without_first(sample) for sample in samples]
+    input_ids = np.concatenate([sample.input_ids for sample in samples])
+    labels = np.concatenate([_without_first(sample) for sample in samples])
+    learned = np.flatnonzero(labels[1:] != IGNORE_INDEX)
     return PackedBatch(
-        input_ids=torch.from_numpy(np.concatenate([sample.input_ids for sample in samples])),
-        labels=torch.from_numpy(np.concatenate(labels)),
+        input_ids=torch.from_numpy(input_ids),
+        learned=torch.from_numpy(learned),
+        targets=torch.from_numpy(labels[learned + 1]),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         max_length=max(lengths),
-        pixels=torch.from_numpy(np.concatenate([sample.pixels for sample in samples])),
+        num_image_places=int((input_ids == IMAGE_TOKEN_INDEX).sum()),
+        pixels=UnpaddedPixels.of([sample.pixels for sample in samples], padding),
     )
 
 

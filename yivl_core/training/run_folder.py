@@ -7,7 +7,8 @@ metrics.jsonl       one line a logged step and one an evaluation
 tensorboard/        the same figures as TensorBoard events
 plots/loss.png      training and validation loss over steps
 checkpoints/        see checkpoint.py
-adapter/            the result, in PEFT's format, with yivl.json and the held-out rows beside it
+adapter/            the result in PEFT's format, or, of full tuning,
+model/              the result in the base's layout; yivl.json and the held-out rows are in either
 val.jsonl           the records held out
 dropped.jsonl       the records left out as too long
 ```
@@ -28,7 +29,7 @@ from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from yivl_core.storage import LOCK_NAME, is_temporary, publish_bytes, publish_file, remove_unfinished, sole_user, storage_errors
-from yivl_core.training.result import ADAPTER_FOLDER
+from yivl_core.training.result import RESULT_FOLDERS
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
 METRICS_NAME = "metrics.jsonl"
@@ -54,6 +55,7 @@ class RunFolder:
         self.path = path
         self._content = dict(content)
         self._resume = resume
+        self.result: dict[str, Any] | None = None
         self._look()
 
     @property
@@ -62,9 +64,9 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def adapter(self) -> Path:
-        """Where the result lies."""
-        return self.path / ADAPTER_FOLDER
+    def result_folder(self) -> Path:
+        """Where the result lies: the adapter, or the model."""
+        return self.path / RESULT_FOLDERS[self._content["settings"]["tuner"]]
 
     @property
     def digest(self) -> str:
@@ -81,7 +83,7 @@ class RunFolder:
         """
         with sole_user(self.path, self.path / LOCK_NAME):
             self._look()
-            for folder, pattern in ((self.checkpoints, "*"), (self.path, ADAPTER_FOLDER), (self.path, "*.json*")):
+            for folder, pattern in ((self.checkpoints, "*"), (self.path, self.result_folder.name), (self.path, "*.json*")):
                 remove_unfinished(folder, pattern)
             if self._is_new:
                 write_manifest(str(self.path / MANIFEST_NAME), self._content, {"started": self._started})
@@ -89,13 +91,14 @@ class RunFolder:
 
     def finish(self, result: Mapping[str, Any]) -> str:
         """Write the result into the manifest, whose digest is returned."""
+        self.result = dict(result)
         times = {"started": self._started, "ended": time.time()}
         return write_manifest(str(self.path / MANIFEST_NAME), self._content | {"result": dict(result)}, times)
 
     def _look(self) -> None:
         found = self._find(self._resume)
         self._is_new = found is None
-        self.result: dict[str, Any] | None = None
+        self.result = None
         self._started = time.time()
         if found is not None:
             self._check(found)

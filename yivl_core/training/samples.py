@@ -1,23 +1,34 @@
-"""Validated records -> samples in memory, one step ahead of the model."""
+"""Validated records -> packed rows in memory, ahead of the model: in threads, or in processes where these keep a GPU waiting."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
 from yivl_core.data.images import ImageError, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json
-from yivl_core.errors import DatasetError
+from yivl_core.errors import DatasetError, YivlError
 from yivl_core.processing.processor import ModelInputs, Processor, TooLongError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSettings
 from yivl_core.training.packing import PackedBatch, pack
 
-_NUM_WORKERS = 4
-_PROGRESS_RECORDS = 1000
+_NUM_THREADS = 4
+_MEASURED_AT_A_TIME = 1000
+_RANGES_WORTH_PROCESSES = 20  # their start takes seconds
+_GROUPS_AHEAD_OF_A_WORKER = 2
+
+T = TypeVar("T")
+Group = tuple[int, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +44,88 @@ class DroppedRecord:
     num_tokens: int | None
 
 
-class Samples:
-    """The records of a dataset that fit, ready to be read by number.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """How long a record is, its content, what ties it to other records (its images, or itself), and where it was written."""
+
+    num_tokens: int | None
+    canonical: str
+    keys: tuple[str, ...]
+    source: str
+
+
+class SampleReader:
+    """Reads samples by the number of their record; goes to other processes as the places of its files.
 
     Args:
         dataset: where the records are.
-        processor: of the base checkpoint.
+        checkpoint: folder of the base, whose processor is used.
+        limit: longer samples are cut to this many tokens; None: none is.
+    """
+
+    def __init__(self, dataset: ValidatedDataset, checkpoint: Path, limit: int | None) -> None:
+        self._arguments = (dataset, checkpoint, limit)
+        self._dataset, self._checkpoint, self._limit = self._arguments
+        self._store = ImageStore(MAX_PIXELS_LIMIT)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SampleReader, self._arguments
+
+    @cached_property
+    def processor(self) -> Processor:
+        """The processor of the checkpoint."""
+        return Processor.from_checkpoint(self._checkpoint)
+
+    @cached_property
+    def records(self) -> IndexedRecords:
+        """The records of the dataset."""
+        return IndexedRecords(self._dataset)
+
+    def measure(self, index: int) -> _Measured:
+        """What has to be known of a record before it is used; no image is opened.
+
+        Raises:
+            DatasetError: it has no response, or a text that cannot be used.
+        """
+        validated = self.records[index]
+        try:
+            num_tokens = self.processor.count_tokens(validated.record, with_response=True, max_length=self._limit)
+        except TooLongError:
+            num_tokens = None
+        except DatasetError as error:
+            raise DatasetError(f"{validated.source}: {error}") from error
+        canonical, source = validated.canonical, str(validated.source)
+        return _Measured(num_tokens=num_tokens, canonical=canonical, keys=_keys(validated), source=source)
+
+    def load(self, index: int) -> ModelInputs:
+        """The sample of a record, its images decoded.
+
+        Raises:
+            ImageError: an image is gone, or is not what it was when the dataset was validated; the record is named.
+        """
+        validated = self.records[index]
+        try:
+            images = [self._store.load(image.reference).image for image in validated.images]
+        except ImageError as error:
+            raise ImageError(error.kind, f"{validated.source}: {error.message}", error.remedy) from error
+        return self.processor.process(validated.record, images, with_response=True, max_length=self._limit)
+
+
+class Samples:
+    """The records of a dataset that fit.
+
+    Args:
+        dataset: where the records are.
+        checkpoint: folder of the base.
         settings: length limits.
         max_length: longest sample in tokens.
+        num_workers: processes that help; 0: none.
 
     Raises:
-        DatasetError: a record has no response, or a text that cannot be used.
+        DatasetError: a record has no response, or a text that cannot be used; or the records are not those that were validated.
 
     Attributes:
+        reader: reads them.
         indices: of the records that fit, in the dataset.
         keys: for each of them what ties it to other records: its images, or itself.
         dropped: the records that do not fit.
@@ -54,61 +134,125 @@ class Samples:
     def __init__(
         self,
         dataset: ValidatedDataset,
-        processor: Processor,
+        checkpoint: Path,
         settings: TrainingSettings,
         max_length: int,
+        num_workers: int = 0,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
-        self._records = IndexedRecords(dataset)
-        self._processor = processor
-        self._store = ImageStore(MAX_PIXELS_LIMIT)
-        self._limit = max_length if settings.too_long == "truncate" else None
+        self.reader = SampleReader(dataset, checkpoint, max_length if settings.too_long == "truncate" else None)
         self.indices: list[int] = []
         self.keys: list[tuple[str, ...]] = []
         self.dropped: list[DroppedRecord] = []
-        for index, validated in enumerate(dataset):
-            if index % _PROGRESS_RECORDS == 0:
-                on_progress(Progress(stage="measure", done=index, total=dataset.num_records, unit="record"))
-            num_tokens = self._count(validated)
-            if num_tokens is None or num_tokens > max_length:
-                self.dropped.append(DroppedRecord(source=str(validated.source), num_tokens=num_tokens))
-            else:
-                self.indices.append(index)
-                self.keys.append(_keys(validated))
+        digest, num_records = hashlib.sha256(), len(self.reader.records)
+        ranges = [
+            range(start, min(start + _MEASURED_AT_A_TIME, num_records)) for start in range(0, num_records, _MEASURED_AT_A_TIME)
+        ]
+        on_progress(Progress(stage="measure", done=0, total=num_records, unit="record"))
+        for indices, measured in zip(ranges, _measure(self.reader, ranges, num_workers), strict=True):
+            for index, record in zip(indices, measured, strict=True):
+                digest.update(record.canonical.encode() + b"\n")
+                if record.num_tokens is None or record.num_tokens > max_length:
+                    self.dropped.append(DroppedRecord(source=record.source, num_tokens=record.num_tokens))
+                else:
+                    self.indices.append(index)
+                    self.keys.append(record.keys)
+            on_progress(Progress(stage="measure", done=indices.stop, total=num_records, unit="record"))
+        if digest.hexdigest() != dataset.digest:
+            raise DatasetError(f"{dataset.folder}: records were changed after validation; run `yivl validate` again")
 
     def validated(self, index: int) -> ValidatedRecord:
         """A record of the dataset."""
-        return self._records[index]
+        return self.reader.records[index]
 
-    def load(self, index: int) -> ModelInputs:
-        """The sample of a record, its images decoded.
 
-        Raises:
-            ImageError: an image is gone, or is not what it was when the dataset was validated; the record is named.
-        """
-        validated = self.validated(index)
+def load_rows(
+    readers: Sequence[SampleReader], groups: Iterable[Group], row_tokens: int, num_workers: int
+) -> Iterator[list[PackedBatch]]:
+    """The packed rows of each group of records, later groups being prepared while one is used.
+
+    Args:
+        readers: of the datasets that the groups are from.
+        groups: the number of a reader, and numbers of its records.
+        row_tokens: most tokens in a row.
+        num_workers: processes that prepare a group each; 0: threads of this process, for one group ahead. The rows are the same.
+
+    Raises:
+        ImageError: as `SampleReader.load`.
+    """
+    if num_workers:
+        yield from _in_processes(_Rows(readers, row_tokens), groups, num_workers)
+        return
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        ahead: list[Future[ModelInputs]] = []
+        for number, indices in chain(groups, [(0, ())]):
+            current, ahead = ahead, [pool.submit(readers[number].load, index) for index in indices]
+            if current:
+                yield pack([future.result() for future in current], row_tokens, readers[0].processor.preprocessor.padding)
+
+
+def _measure(reader: SampleReader, ranges: Sequence[range], num_workers: int) -> Iterator[list[_Measured]]:
+    if num_workers and len(ranges) >= _RANGES_WORTH_PROCESSES:
+        return _in_processes(_Measures([reader]), ((0, indices) for indices in ranges), num_workers)
+    return ([reader.measure(index) for index in indices] for indices in ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error of a user's data, on its way from a worker; torch would bring home its text alone."""
+
+    error: YivlError
+
+
+class _Work(Dataset[Any]):
+    """What a worker makes of a group, in the form of torch's loader: the group stands in the place of an index."""
+
+    def __init__(self, readers: Sequence[SampleReader]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, group: Group) -> Any:
         try:
-            images = [self._store.load(image.reference).image for image in validated.images]
-        except ImageError as error:
-            raise ImageError(error.kind, f"{validated.source}: {error.message}", error.remedy) from error
-        return self._processor.process(validated.record, images, with_response=True, max_length=self._limit)
+            return self.work(self._readers[group[0]], group[1])
+        except YivlError as error:
+            return _Failure(error)
 
-    def rows(self, groups: Iterable[Sequence[int]], row_tokens: int) -> Iterator[list[PackedBatch]]:
-        """The packed rows of each group of records, the next group being prepared while one is used."""
-        with ThreadPoolExecutor(_NUM_WORKERS) as pool:
-            ahead: list[Future[ModelInputs]] = []
-            for group in chain(groups, [[]]):
-                futures, ahead = ahead, [pool.submit(self.load, index) for index in group]
-                if futures:
-                    yield pack([future.result() for future in futures], row_tokens)
+    def work(self, reader: SampleReader, indices: Sequence[int]) -> Any:
+        raise NotImplementedError
 
-    def _count(self, validated: ValidatedRecord) -> int | None:
-        try:
-            return self._processor.count_tokens(validated.record, with_response=True, max_length=self._limit)
-        except TooLongError:
-            return None
-        except DatasetError as error:
-            raise DatasetError(f"{validated.source}: {error}") from error
+
+class _Measures(_Work):
+    def work(self, reader: SampleReader, indices: Sequence[int]) -> list[_Measured]:
+        return [reader.measure(index) for index in indices]
+
+
+class _Rows(_Work):
+    def __init__(self, readers: Sequence[SampleReader], row_tokens: int) -> None:
+        super().__init__(readers)
+        self._row_tokens = row_tokens
+
+    def work(self, reader: SampleReader, indices: Sequence[int]) -> list[PackedBatch]:
+        return pack([reader.load(index) for index in indices], self._row_tokens, reader.processor.preprocessor.padding)
+
+
+def _in_processes(work: _Work, groups: Iterable[Group], num_workers: int) -> Iterator[Any]:
+    """The results in the order of the groups."""
+    loader = DataLoader(
+        work,
+        batch_size=None,
+        sampler=groups,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=_GROUPS_AHEAD_OF_A_WORKER,
+        multiprocessing_context="spawn",
+    )
+    for result in loader:
+        if isinstance(result, _Failure):
+            raise result.error
+        yield result
+
+
+def _as_it_is(result: T) -> T:
+    return result
 
 
 def _keys(validated: ValidatedRecord) -> tuple[str, ...]:

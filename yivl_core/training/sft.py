@@ -1,51 +1,52 @@
-"""train_adapter(): supervised fine-tuning of a LoRA adapter on packed samples, resumable to an equal result."""
+"""train_adapter(): supervised fine-tuning of a LoRA adapter or the weights, on packed samples, resumable to an equal result."""
 
 import json
 import math
+import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from peft import PeftModel
 
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, record_line, write_records
 from yivl_core.errors import ConfigurationError, DatasetError
-from yivl_core.model.adapters import add_adapter, find_targets
-from yivl_core.model.configuration import read_config
 from yivl_core.model.devices import resolve_device, resolve_dtype
-from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, adapter_digest, open_checkpoint
-from yivl_core.model.modeling import YiVLForConditionalGeneration
-from yivl_core.model.weights import load_model
+from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, open_checkpoint
 from yivl_core.outputs.manifest import code, environment
 from yivl_core.processing.processor import Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import local_path, publish_bytes, publish_folder
+from yivl_core.training.augmentation import augment
 from yivl_core.training.checkpoint import TrainingState, load_training, save_training, step_folder
-from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 from yivl_core.training.held_out import split_held_out
-from yivl_core.training.loss import row_loss, use_packed_attention
+from yivl_core.training.loss import ChangeImages, RowLoss, compile_layers, recompute_layers, row_loss, use_packed_attention
+from yivl_core.training.memory import require_memory
+from yivl_core.training.optimization import Optimizers
 from yivl_core.training.packing import PackedBatch
-from yivl_core.training.result import is_result_whole
+from yivl_core.training.result import is_result_whole, result_digest
 from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
-from yivl_core.training.samples import Samples
-from yivl_core.training.schedule import count_steps, learning_rate, samples_of_step, step_seed
+from yivl_core.training.samples import Group, Samples, load_rows
+from yivl_core.training.schedule import count_steps, group_of_step, rate_share, samples_of_step, step_seed
+from yivl_core.training.tuning import prepare_tuning, trained_shapes
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MAX_DEFAULT_WORKERS = 8
 
 
 def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progress) -> TrainingSummary:
-    """Train a LoRA adapter on a validated dataset.
+    """Train a LoRA adapter, or the weights themselves, on a validated dataset.
 
     Nothing is written before settings, data and base are known to work. A run that was killed goes on with `resume` from its
-    newest checkpoint; on the CPU the adapter is then bit for bit that of an uninterrupted run.
+    newest checkpoint; on the CPU the result is then bit for bit that of an uninterrupted run.
 
     Raises:
-        ConfigurationError: a setting cannot work, or the loss is no longer a number.
+        ConfigurationError: a setting cannot work, memory or disk is too small, or the loss is no longer a number.
         DatasetError: no validated dataset, nothing to train on, or an image that has changed since validation.
         CheckpointError: the base is not what it should be.
         OutputError: the output folder holds something else.
@@ -55,23 +56,26 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     base = open_checkpoint(config.model)
-    targets = _find_targets(base, config.target_modules)
-    data = _Data(config, base, on_progress)
-    folder = RunFolder(local_path(config.output, "a training run"), _manifest(config, data, device, dtype), resume=config.resume)
-    if folder.result and is_result_whole(folder.path, folder.result["adapter_digest"]):
+    output = local_path(config.output, "a training run")
+    shapes = trained_shapes(base, config)
+    data = _Data(config, base, device, on_progress)
+    folder = RunFolder(output, _manifest(config, data, device, dtype), resume=config.resume)
+    if _is_finished(folder):
         _renew_held_out(folder, data)
-        return _summary(folder, folder.result)
+        return _summary(folder)
+    require_memory(base, shapes, config, dtype, device)
     with torch.random.fork_rng():
-        trainer = _Trainer(config, base, targets, data, folder, device, dtype, on_progress)
+        trainer = _Trainer(config, base, data, folder, device, dtype, on_progress)
         with folder.taken():
-            if folder.result and is_result_whole(folder.path, folder.result["adapter_digest"]):
-                return _summary(folder, folder.result)  # another process has finished it meanwhile
+            if _is_finished(folder):
+                return _summary(folder)  # another process has finished it meanwhile
             data.write(folder.path)
             try:
                 trainer.run()
             except torch.OutOfMemoryError as error:
                 raise ConfigurationError(
                     f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
+                    + ("" if config.gradient_checkpointing else ", or set gradient_checkpointing")
                 ) from error
             return trainer.publish()
 
@@ -79,12 +83,14 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
 class _Data:
     """Training and held-out records, and how long a sample may be."""
 
-    def __init__(self, config: TrainingConfig, base: CheckpointFiles, on_progress: OnProgress) -> None:
+    def __init__(self, config: TrainingConfig, base: CheckpointFiles, device: torch.device, on_progress: OnProgress) -> None:
         dataset = ValidatedDataset.open(config.dataset)
-        self.processor = Processor.from_checkpoint(base)
+        self.preprocessor = Processor.from_checkpoint(base).preprocessor
         self.max_length = min(config.max_length or base.max_positions, base.max_positions)
         self.row_tokens = config.row_tokens or self.max_length
-        self.train = Samples(dataset, self.processor, config, self.max_length, on_progress)
+        self._config, self._device, self._num_workers = config, device, _resolve_num_workers(config, device)
+        measure = (base.folder, config, self.max_length, self._num_workers, on_progress)
+        self.train = Samples(dataset, *measure)
         self.digests = {"digest": dataset.digest}
         self.base_digest = base.digest()
         if config.val_dataset is None:
@@ -94,7 +100,7 @@ class _Data:
             self.val_indices = [self.train.indices[number] for number in held_out]
         else:
             val_dataset = ValidatedDataset.open(config.val_dataset)
-            self.val = Samples(val_dataset, self.processor, config, self.max_length, on_progress)
+            self.val = Samples(val_dataset, *measure)
             self.train_indices, self.val_indices = self.train.indices, self.val.indices
             self.digests["val_digest"] = val_dataset.digest
         self.dropped = self.train.dropped + (self.val.dropped if self.val is not self.train else [])
@@ -126,16 +132,44 @@ class _Data:
         dropped = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in self.dropped)
         publish_bytes(str(folder / "dropped.jsonl"), dropped.encode())
 
-    def step_rows(self, steps: Iterable[int], settings: TrainingSettings) -> Iterable[list[PackedBatch]]:
-        """The packed rows of each step."""
-        num_samples = len(self.train_indices)
-        groups = ([self.train_indices[number] for number in samples_of_step(step, num_samples, settings)] for step in steps)
-        return self.train.rows(groups, self.row_tokens)
+    def rows(self, start: int, total_steps: int) -> Iterator[list[PackedBatch]]:
+        """The packed rows of each step from `start` on; behind those of an evaluated step, those of each held-out group."""
+        groups = self._groups(start, total_steps)
+        readers = [self.train.reader, self.val.reader]
+        if not self._config.cache_samples:
+            return load_rows(readers, (samples for _, samples in groups), self.row_tokens, self._num_workers)
+        first_wanted = dict(self._groups(start, total_steps))
+        loaded = load_rows(readers, first_wanted.values(), self.row_tokens, self._num_workers)
+        return self._cached(groups, loaded)
 
-    def val_rows(self, batch_size: int) -> Iterable[list[PackedBatch]]:
-        """The packed rows of the held-out records."""
-        indices = self.val_indices
-        return self.val.rows([indices[i : i + batch_size] for i in range(0, len(indices), batch_size)], self.row_tokens)
+    def is_evaluated(self, step: int, total_steps: int) -> bool:
+        """Whether the held-out records are evaluated when so many steps are made."""
+        return bool(self.val_indices) and (step == total_steps or step % self._config.eval_steps == 0)
+
+    @property
+    def num_val_groups(self) -> int:
+        """How many groups an evaluation takes."""
+        return math.ceil(len(self.val_indices) / self._config.batch_size)
+
+    def _groups(self, start: int, total_steps: int) -> Iterator[tuple[Hashable, Group]]:
+        """What is read for each step and its evaluation; groups of one key hold the same."""
+        size, num_samples = self._config.batch_size, len(self.train_indices)
+        for step in range(start, total_steps):
+            numbers = samples_of_step(step, num_samples, self._config)
+            yield group_of_step(step, num_samples, self._config), (0, [self.train_indices[number] for number in numbers])
+            if self.is_evaluated(step + 1, total_steps):
+                for number in range(self.num_val_groups):
+                    yield ("val", number), (1, self.val_indices[number * size : (number + 1) * size])
+
+    def _cached(
+        self, groups: Iterator[tuple[Hashable, Group]], loaded: Iterator[list[PackedBatch]]
+    ) -> Iterator[list[PackedBatch]]:
+        """The rows of each group; `loaded` gives those of each key once, in the order in which they are first wanted."""
+        cache: dict[Hashable, list[PackedBatch]] = {}
+        for key, _ in groups:
+            if key not in cache:
+                cache[key] = [row.to(self._device, copy=True) for row in next(loaded)]
+            yield cache[key]
 
 
 class _Trainer:
@@ -145,75 +179,69 @@ class _Trainer:
         self,
         config: TrainingConfig,
         base: CheckpointFiles,
-        targets: str,
         data: _Data,
         folder: RunFolder,
         device: torch.device,
         dtype: torch.dtype,
         on_progress: OnProgress,
     ) -> None:
-        self.config, self.data, self.folder, self.base, self._on_progress = config, data, folder, base, on_progress
+        self.config, self.data, self.folder, self._on_progress = config, data, folder, on_progress
+        self.device, self.dtype = device, dtype
         self.total_steps = count_steps(len(data.train_indices), config)
         self._report(0, message=f"loading {base.folder.name} on {device} in {str(dtype).removeprefix('torch.')}")
-        model = load_model(base, dtype=dtype, device=device)
-        torch.manual_seed(config.seed)
-        self.adapted: PeftModel = add_adapter(
-            model,
-            targets=targets,
-            rank=config.lora_rank,
-            alpha=config.lora_alpha,
-            dropout=config.lora_dropout,
-        )
-        self.model = cast(YiVLForConditionalGeneration, self.adapted.get_base_model())
+        self.tuning = prepare_tuning(base, config, dtype, device)
+        self.model = self.tuning.model
         use_packed_attention(self.model)
-        self.parameters = [parameter for parameter in self.adapted.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=(config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
-        )
+        if config.gradient_checkpointing:
+            recompute_layers(self.model)
+        if config.compile:
+            compile_layers(self.model)
+        parameters = self.tuning.parameters()
+        self.parameters = list(parameters.values())
+        self.optimizers = Optimizers(parameters, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.state = TrainingState()
         self.is_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def run(self) -> None:
         """All steps that are left."""
-        self.state = load_training(self.folder.checkpoints, self.adapted, self.optimizer, logged_steps(self.folder.path))
+        self.state = load_training(self.folder.checkpoints, self.tuning, self.optimizers, logged_steps(self.folder.path))
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
         self.metrics = Metrics(self.folder.path, self.state.step)
-        steps = range(self.state.step, self.total_steps)
         save_steps = self.config.save_steps or self.config.eval_steps
-        for step, rows in zip(steps, self.data.step_rows(steps, self.config), strict=True):
-            self._step(step, rows)
+        rows = self.data.rows(self.state.step, self.total_steps)
+        for step in range(self.state.step, self.total_steps):
+            self._step(step, next(rows))
             self.state = self.state.at(step + 1)
+            if self.data.is_evaluated(self.state.step, self.total_steps):
+                self._evaluate(rows)
             is_last = self.state.step == self.total_steps
-            if is_last or self.state.step % self.config.eval_steps == 0:
-                self._evaluate()
             if is_last or self.state.step % save_steps == 0 or self.state.best_step == self.state.step:
                 self._require_finite(self.state.step)
                 state = replace(self.state, scaler=self.scaler.state_dict(), num_figures=self.metrics.flush())
-                save_training(self.folder.checkpoints, self.adapted, self.optimizer, state)
+                save_training(self.folder.checkpoints, self.tuning, self.optimizers, state)
         self.metrics.close()
 
     def publish(self) -> TrainingSummary:
-        """Write the adapter folder and the result."""
+        """Write the result: the folder of adapter or model, and what the manifest tells of it."""
         config, folder, state = self.config, self.folder, self.state
         kept_step = state.best_step if config.keep == "best" and state.best_step else state.step
         about = {
-            "kind": "adapter",
+            "kind": "adapter" if config.tuner == "lora" else "tuned",
             "base_digest": self.data.base_digest,
             "dataset_digest": self.data.digests["digest"],
             "prompt_version": PROMPT_VERSION,
             "step": kept_step,
             "training_digest": folder.digest,
         }
-        with publish_folder(folder.adapter) as temporary:
-            for name in _ADAPTER_FILES:
-                shutil.copyfile(step_folder(folder.checkpoints, kept_step) / name, temporary / name)
+        with publish_folder(folder.result_folder) as temporary:
+            self.tuning.publish(step_folder(folder.checkpoints, kept_step), temporary)
             shutil.copyfile(folder.path / HELD_OUT_FILE, temporary / HELD_OUT_FILE)
             (temporary / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         evaluation = self.metrics.evaluation_at(kept_step)
         result = {
-            "adapter_digest": adapter_digest(folder.adapter),
+            "result_digest": result_digest(folder.path, config.tuner),
             "base_digest": about["base_digest"],
             "num_steps": state.step,
             "num_train_samples": len(self.data.train_indices),
@@ -225,31 +253,28 @@ class _Trainer:
             "best_step": kept_step,
         }
         folder.finish(result)
-        return _summary(folder, result)
+        return _summary(folder)
 
     def _step(self, step: int, rows: list[PackedBatch]) -> None:
         started = time.perf_counter()
         torch.manual_seed(step_seed(step, self.config.seed))
-        rate = learning_rate(step, self.total_steps, self.config)
+        share = rate_share(step, self.total_steps, self.config)
         num_learned = sum(row.num_learned for row in rows)
-        total = torch.zeros((), device=self.parameters[0].device)
-        self.adapted.train()
-        for row in rows:
-            loss = row_loss(self.model, row, self.data.processor.preprocessor).total / num_learned
+        total = torch.zeros((), device=self.device)
+        self.model.train()
+        for number, row in enumerate(rows):
+            loss = self._loss(row, self._change_images(step, number)).total / num_learned
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
+        self.optimizers.unscale(self.scaler)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         # Where the loss is scaled, a gradient that overflows lowers the scale, and its step is left out.
         self.is_finite &= torch.isfinite(total if self.scaler.is_enabled() else total + grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.set_rate(share)
+        self.optimizers.step(self.scaler)
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.total_steps:
             self._require_finite(step + 1)
-            figures = {"loss": total.item(), "learning_rate": rate}
+            figures = {"loss": total.item(), "learning_rate": share * self.config.highest_learning_rate}
             if math.isfinite(norm := grad_norm.item()):
                 figures["grad_norm"] = norm
             self._log(step + 1, rows, figures, time.perf_counter() - started)
@@ -261,14 +286,21 @@ class _Trainer:
         self.metrics.log(step, figures)
         self._report(step, figures)
 
+    def _change_images(self, step: int, row_number: int) -> ChangeImages | None:
+        seed = step_seed(step, self.config.seed) + row_number
+        return partial(augment, strength=self.config.augmentation, seed=seed) if self.config.augmentation else None
+
+    def _loss(self, row: PackedBatch, change_images: ChangeImages | None = None) -> RowLoss:
+        # LoRA's frozen weights have the dtype of the arithmetic already; weights that are tuned are float32.
+        is_mixed = self.config.tuner == "full" and self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed):
+            return row_loss(self.model, row, self.data.preprocessor, change_images)
+
     @torch.no_grad()
-    def _evaluate(self) -> None:
-        """Loss and token accuracy on the held-out records; the metrics of a run without any stay without them."""
-        if not self.data.val_indices:
-            return
-        self.adapted.eval()
-        rows = (row for group in self.data.val_rows(self.config.batch_size) for row in group)
-        losses = [row_loss(self.model, row, self.data.processor.preprocessor) for row in rows]
+    def _evaluate(self, rows: Iterator[list[PackedBatch]]) -> None:
+        """Loss and token accuracy on the held-out records, whose rows come next."""
+        self.model.eval()
+        losses = [self._loss(row) for _ in range(self.data.num_val_groups) for row in next(rows)]
         num_learned = sum(loss.num_learned for loss in losses)
         val_loss = sum(loss.total.item() for loss in losses) / num_learned
         accuracy = sum(loss.num_correct.item() for loss in losses) / num_learned
@@ -300,19 +332,24 @@ def _renew_held_out(folder: RunFolder, data: _Data) -> None:
         is_up_to_date = all(line == record_line(record).encode() for line, record in zip(file, data.held_out, strict=True))
     if not is_up_to_date:
         with folder.taken():
-            for place in (folder.adapter, folder.path):
+            for place in (folder.result_folder, folder.path):
                 write_records(place / HELD_OUT_FILE, data.held_out)
 
 
-def _find_targets(base: CheckpointFiles, target_modules: str) -> str:
-    """The targets by the shapes alone, before any weight is read."""
-    with torch.device("meta"):
-        return find_targets(YiVLForConditionalGeneration(read_config(base)), target_modules)
+def _is_finished(folder: RunFolder) -> bool:
+    return folder.result is not None and is_result_whole(folder.path, folder.result["result_digest"])
+
+
+def _resolve_num_workers(config: TrainingConfig, device: torch.device) -> int:
+    if config.num_workers is not None:
+        return config.num_workers
+    return min(_MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:
-    """Every setting that decides the adapter; places of files count by their content, see the manifest's other blocks."""
-    return config.model_dump(exclude={"model", "dataset", "val_dataset", "output", "resume", "device", "dtype", "log_steps"})
+    """Every setting that decides the result; places of files count by their content, see the manifest's other blocks."""
+    places = {"model", "dataset", "val_dataset", "output", "resume", "device", "dtype", "log_steps", "num_workers"}
+    return config.model_dump(exclude=places) | {"learning_rate": config.highest_learning_rate}
 
 
 def _manifest(config: TrainingConfig, data: _Data, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -329,6 +366,9 @@ def _manifest(config: TrainingConfig, data: _Data, device: torch.device, dtype: 
     }
 
 
-def _summary(folder: RunFolder, result: dict[str, Any]) -> TrainingSummary:
-    places = {"output": folder.path, "adapter": folder.adapter, "val_dataset": folder.path / HELD_OUT_FILE}
-    return TrainingSummary(**result | {key: str(path) for key, path in places.items()})
+def _summary(folder: RunFolder) -> TrainingSummary:
+    assert folder.result is not None
+    places: dict[str, Any] = {"adapter": None, "model": None}
+    places |= {folder.result_folder.name: str(folder.result_folder)}
+    places |= {"output": str(folder.path), "val_dataset": str(folder.path / HELD_OUT_FILE)}
+    return TrainingSummary(**folder.result | places)

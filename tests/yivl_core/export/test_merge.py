@@ -178,7 +178,7 @@ def test_the_checkpoint_says_what_it_was_made_of(merged: MergeSummary, trained: 
     about = read_about(Path(merged.output))
     assert about["digest"] == merged.digest == checkpoint_digest(merged.output)
     assert about["base_digest"] == merged.base_digest == checkpoint_digest(tiny_checkpoint)
-    assert about["adapter_digest"] == merged.adapter_digest == trained.adapter_digest
+    assert about["adapter_digest"] == merged.adapter_digest == trained.result_digest
     of_adapter = read_about(Path(trained.adapter))
     for key in ("prompt_version", "training_digest", "dataset_digest"):
         assert about[key] == of_adapter[key]

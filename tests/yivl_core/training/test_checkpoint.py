@@ -4,36 +4,47 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from yivl_core.errors import StorageError
-from yivl_core.model.adapters import add_adapter, find_targets
-from yivl_core.model.weights import load_model
+from yivl_core.model.files import open_checkpoint
 from yivl_core.training.checkpoint import TrainingState, load_training, save_training, saved_steps, step_folder
+from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.optimization import Optimizers
+from yivl_core.training.tuning import Tuning, prepare_tuning
 
-Trained = tuple[PeftModel, torch.optim.AdamW]
+Trained = tuple[Tuning, Optimizers]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_rank": 2, "lora_alpha": 4},
+    "full": {"tuner": "full", "freeze_llm": True, "optimizer": "muon"},
+}
 
 
-def start(tiny_checkpoint: Path, seed: int = 0) -> Trained:
-    model = load_model(tiny_checkpoint)
-    torch.manual_seed(seed)
-    adapted = add_adapter(model, targets=find_targets(model, "default"), rank=2, alpha=4, dropout=0.0)
-    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    return adapted, torch.optim.AdamW(parameters, lr=0.01)
+def start(checkpoint: Path, tuner: str = "lora", seed: int = 0) -> Trained:
+    config = TrainingConfig(
+        model=str(checkpoint), dataset="", output="", learning_rate=0.01, weight_decay=0.01, seed=seed, **SETTINGS[tuner]
+    )
+    tuning = prepare_tuning(open_checkpoint(checkpoint), config, torch.float32, torch.device("cpu"))
+    optimizers = Optimizers(tuning.parameters(), config)
+    optimizers.set_rate(1.0)
+    return tuning, optimizers
 
 
 def make_steps(trained: Trained, seeds: range) -> None:
-    adapted, optimizer = trained
+    tuning, optimizers = trained
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
+        for parameter in tuning.parameters().values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizers.step(torch.amp.GradScaler(enabled=False))
+
+
+def weights(trained: Trained) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in trained[0].parameters().items()}
 
 
 @pytest.fixture
@@ -43,22 +54,27 @@ def trained(tiny_checkpoint: Path) -> Trained:
     return trained
 
 
-def test_going_on_from_a_checkpoint_equals_never_stopping(trained: Trained, tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuner", SETTINGS)
+def test_going_on_from_a_checkpoint_equals_never_stopping(tuner: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    trained = start(tiny_checkpoint, tuner)
+    make_steps(trained, range(3))
     state = TrainingState(step=3, best_step=3, best_loss=1.5)
     save_training(tmp_path, *trained, state)
-    other = start(tiny_checkpoint, seed=1)
+    other = start(tiny_checkpoint, tuner, seed=1)
     assert load_training(tmp_path, *other, []) == state
+    before = weights(trained)
     for one in (trained, other):
         make_steps(one, range(3, 6))
-    expected, actual = (get_peft_model_state_dict(one[0]) for one in (trained, other))
+    expected, actual = weights(trained), weights(other)
     assert expected.keys() == actual.keys()
     assert all(torch.equal(value, actual[name]) for name, value in expected.items())
+    assert not any(torch.equal(value, before[name]) for name, value in expected.items())
 
 
 def test_without_a_checkpoint_a_run_starts_at_nought(trained: Trained, tmp_path: Path) -> None:
-    before = {name: value.clone() for name, value in get_peft_model_state_dict(trained[0]).items()}
+    before = weights(trained)
     assert load_training(tmp_path / "checkpoints", *trained, []) == TrainingState()
-    assert all(torch.equal(value, before[name]) for name, value in get_peft_model_state_dict(trained[0]).items())
+    assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())
 
 
 def test_the_newest_is_taken_and_the_best_is_kept_beside_it(trained: Trained, tmp_path: Path) -> None:
@@ -123,9 +139,9 @@ def test_a_checkpoint_whose_state_is_something_else_does_not_count(text: str, tr
     save_training(tmp_path, *trained, TrainingState(step=2))
     (tmp_path / "step-000002" / "state.json").write_text(text)
     make_steps(trained, range(3, 4))
-    before = {name: value.clone() for name, value in get_peft_model_state_dict(trained[0]).items()}
+    before = weights(trained)
     assert load_training(tmp_path, *trained, []) == TrainingState()
-    assert all(torch.equal(value, before[name]) for name, value in get_peft_model_state_dict(trained[0]).items())
+    assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())
 
 
 CHANGES = {"step": "2", "best_step": 1, "best_loss": "1.0", "scaler": None, "num_figures": 1}

@@ -1,6 +1,7 @@
 """Packed rows against single samples through the model of record, and against the original code's loss."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,13 @@ from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.training.configuration import TrainingSettings
 from yivl_core.training.loss import row_loss, use_packed_attention
-from yivl_core.training.packing import PackedBatch, pack
+from yivl_core.training.packing import PackedBatch
+from yivl_core.training.packing import pack as pack_with_padding
 from yivl_core.training.samples import Samples
+
+
+def pack(samples: list[ModelInputs], row_tokens: int) -> list[PackedBatch]:
+    return pack_with_padding(samples, row_tokens, (122, 116, 104))
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +33,10 @@ def processor(tiny_checkpoint: Path) -> Processor:
 
 
 @pytest.fixture(scope="module")
-def samples(dataset: Path, processor: Processor) -> list[ModelInputs]:
+def samples(dataset: Path, tiny_checkpoint: Path) -> list[ModelInputs]:
     """Text alone, one image and two, one round and two."""
-    found = Samples(ValidatedDataset.open(str(dataset)), processor, TrainingSettings(), 4096)
-    return [found.load(index) for index in found.indices]
+    found = Samples(ValidatedDataset.open(str(dataset)), tiny_checkpoint, TrainingSettings(), 4096)
+    return [found.reader.load(index) for index in found.indices]
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_the_rows_of_that_comparison_are_of_every_kind(samples: list[ModelInputs
     assert max(row.num_samples for row in pack(samples, 800)) >= 3
     assert len(pack(samples, 800)) > 1
     assert len(pack(samples, 10_000)) == 1
-    assert any(len(row.pixels) == 0 for row in pack(samples, 1))
+    assert any(row.pixels.num_images == 0 for row in pack(samples, 1))
 
 
 def test_a_sample_does_not_see_its_neighbours(samples: list[ModelInputs], adapted: PeftModel, processor: Processor) -> None:
@@ -119,13 +125,11 @@ def test_a_sample_does_not_see_its_neighbours(samples: list[ModelInputs], adapte
     together = [loss.item() for loss, _ in packed_losses(adapted, [row], processor)]
     others = [loss.item() for loss, _ in packed_losses(adapted, pack([other], 10_000), processor)]
     assert together[0] == pytest.approx(alone[0] + others[0], abs=1e-4)
-    as_one = PackedBatch(
-        input_ids=row.input_ids,
-        labels=row.labels,
+    as_one = replace(
+        row,
         position_ids=torch.arange(len(row.input_ids)),
         cu_seq_lens=torch.tensor([0, len(row.input_ids)], dtype=torch.int32),
         max_length=len(row.input_ids),
-        pixels=row.pixels,
     )
     seeing = [loss.item() for loss, _ in packed_losses(adapted, [as_one], processor)]
     assert abs(seeing[0] - together[0]) > 1e-3

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 
 from yivl_core.processing.processor import ModelInputs
 from yivl_core.processing.tokenization import IGNORE_INDEX
-from yivl_core.training.packing import PackedBatch, pack
+from yivl_core.training.packing import PackedBatch
+from yivl_core.training.packing import pack as pack_with_padding
 
 SIZE_PX = 2
+PADDING = (50, 50, 50)  # the second image of sample 0 is nothing else
+
+
+def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
+    return pack_with_padding(samples, row_tokens, PADDING)
 
 
 def make_samples(shapes: Sequence[tuple[int, int]]) -> list[ModelInputs]:
@@ -60,7 +66,7 @@ def test_positions_restart_and_the_ends_say_where(shapes: list[tuple[int, int]],
     for row in pack(make_samples(shapes), row_tokens):
         assert row.cu_seq_lens.dtype == torch.int32
         assert row.cu_seq_lens[0] == 0
-        assert row.cu_seq_lens[-1] == len(row.input_ids) == len(row.labels) == len(row.position_ids)
+        assert row.cu_seq_lens[-1] == len(row.input_ids) == len(row.position_ids)
         lengths = [document.stop - document.start for document in documents(row)]
         assert row.position_ids.tolist() == [place for length in lengths for place in range(length)]
         assert row.max_length == max(lengths)
@@ -70,11 +76,14 @@ def test_positions_restart_and_the_ends_say_where(shapes: list[tuple[int, int]],
 def test_labels_are_those_of_the_samples_but_for_the_first(shapes: list[tuple[int, int]], row_tokens: int) -> None:
     samples = make_samples(shapes)
     for row in pack(samples, row_tokens):
+        labels = np.full(len(row.input_ids), IGNORE_INDEX)
+        labels[row.learned + 1] = row.targets
+        assert IGNORE_INDEX not in row.targets
+        assert row.num_learned == len(row.learned) == len(row.targets)
         for document in documents(row):
             sample = samples[int(row.input_ids[document][0]) // 1000]
             assert sample.labels is not None
-            assert row.labels[document].tolist() == [IGNORE_INDEX, *sample.labels[1:].tolist()]
-        assert row.num_learned == sum(label != IGNORE_INDEX for label in row.labels.tolist())
+            assert labels[document].tolist() == [IGNORE_INDEX, *sample.labels[1:].tolist()]
     assert all(sample.labels is None or sample.labels[0] != IGNORE_INDEX for sample in samples), "the samples were changed"
 
 
@@ -84,8 +93,8 @@ def test_images_stand_in_the_order_of_their_samples(shapes: list[tuple[int, int]
     for row in pack(samples, row_tokens):
         numbers = [int(row.input_ids[document][0]) // 1000 for document in documents(row)]
         expected = np.concatenate([samples[number].pixels for number in numbers])
-        assert row.pixels.dtype == torch.uint8
-        assert np.array_equal(row.pixels.numpy(), expected)
+        assert row.pixels.rows.dtype == torch.uint8
+        assert np.array_equal(row.pixels.squares().numpy(), expected)
 
 
 def test_rows_of_many_samples_occur() -> None:

@@ -106,7 +106,7 @@ def test_an_image_that_is_gone_is_named_and_brought_back_the_run_goes_on(train: 
         train(dataset=str(dataset), num_epochs=2, save_steps=1)
     assert caught.value.kind == "image_missing"
     image.write_bytes(content)
-    assert train(dataset=str(dataset), num_epochs=2, save_steps=1, resume=True).adapter_digest == expected.adapter_digest
+    assert train(dataset=str(dataset), num_epochs=2, save_steps=1, resume=True).result_digest == expected.result_digest
 
 
 def test_a_dataset_that_was_edited_after_validation_is_refused(train: Train, make_dataset: MakeDataset, tmp_path: Path) -> None:
@@ -158,9 +158,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             return gradient * float("nan")
 
-    def spoilt(model: Any, row: Any, preprocessor: Any) -> RowLoss:
+    def spoilt(model: Any, row: Any, preprocessor: Any, *rest: Any) -> RowLoss:
         nonlocal num_rows
-        loss = row_loss(model, row, preprocessor)
+        loss = row_loss(model, row, preprocessor, *rest)
         num_rows += 1
         if num_rows != 5:
             return loss

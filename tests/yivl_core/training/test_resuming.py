@@ -201,7 +201,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_published_twice(
 def test_a_finished_run_is_not_made_again(
     uninterrupted: TrainingSummary, finished: TrainingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("yivl_core.training.sft.load_model")
+    monkeypatch.delattr("yivl_core.training.sft.prepare_tuning")
     before = {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*")}
     assert_equal_runs(resume(finished), uninterrupted)
     assert {path: path.stat().st_mtime_ns for path in Path(finished.output).rglob("*")} == before
@@ -284,7 +284,10 @@ CHANGES: dict[str, Any] = {
     "target_modules": "default", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.5, "learning_rate": 0.02,
     "lr_schedule": "constant", "warmup_ratio": 0.5, "weight_decay": 0.9, "adam_beta1": 0.5, "adam_beta2": 0.9,
     "max_grad_norm": 0.01, "batch_size": 2, "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1,
-    "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1,
+    "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
+    "freeze_projector": True, "freeze_vision_tower": True, "projector_learning_rate": 0.02, "vision_learning_rate": 0.02,
+    "optimizer": "muon", "gradient_checkpointing": True, "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
+    "cache_samples": True,
 }  # fmt: skip
 
 
@@ -302,7 +305,7 @@ def test_resuming_with_another_setting_is_refused_by_name(
 
 
 def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
-    assert set(CHANGES) | {"dtype", "device", "log_steps"} == set(TrainingSettings.model_fields)
+    assert set(CHANGES) | {"dtype", "device", "log_steps", "num_workers"} == set(TrainingSettings.model_fields)
     assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu"})), uninterrupted)
     with pytest.raises(OutputError, match=r"\n  numerics.dtype: 'float32' there, 'bfloat16' now$"):
         resume(finished.model_copy(update={"dtype": "bfloat16"}))
@@ -328,7 +331,7 @@ def test_a_finished_run_tells_where_its_held_out_records_lie_now(
     rows = str(tmp_path / "moved" / "rows.jsonl")
     moved = validate_dataset(ValidationConfig(dataset=(rows,), output=str(tmp_path / "validated"))).output
     summary = resume(finished.model_copy(update={"dataset": moved}))
-    assert summary.adapter_digest == uninterrupted.adapter_digest
+    assert summary.result_digest == uninterrupted.result_digest
     for folder in (summary.output, summary.adapter):
         told = list(read_records(Path(folder) / "val.jsonl"))
         assert len(told) == uninterrupted.num_val_samples
@@ -342,4 +345,4 @@ def test_the_same_base_and_data_elsewhere_are_the_same_run(
     for name in ("model", "dataset"):
         shutil.copytree(getattr(finished, name), tmp_path / name)
     moved = finished.model_copy(update={name: str(tmp_path / name) for name in ("model", "dataset")})
-    assert resume(moved).adapter_digest == uninterrupted.adapter_digest
+    assert resume(moved).result_digest == uninterrupted.result_digest

@@ -14,7 +14,7 @@ from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
 
 CONTENT: dict[str, Any] = {
     "command": "sft",
-    "settings": {"lora_rank": 8, "seed": 42},
+    "settings": {"tuner": "lora", "lora_rank": 8, "seed": 42},
     "data": {"digest": "d"},
     "model": {"digest": "m"},
     "prompt": {"version": 1},
@@ -100,7 +100,11 @@ def test_resuming_an_empty_folder_starts(tmp_path: Path) -> None:
 
 def test_every_other_setting_is_named(tmp_path: Path) -> None:
     start(tmp_path)
-    changes = {"settings": {"lora_rank": 4, "seed": 42}, "data": {"digest": "e", "val_digest": "v"}, "model": {"digest": "n"}}
+    changes = {
+        "settings": {"tuner": "lora", "lora_rank": 4, "seed": 42},
+        "data": {"digest": "e", "val_digest": "v"},
+        "model": {"digest": "n"},
+    }
     with pytest.raises(OutputError) as error:
         open_folder(tmp_path, resume=True, **changes)
     assert str(error.value).splitlines()[1:] == [

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from yivl_core.training.configuration import TrainingSettings
-from yivl_core.training.schedule import count_steps, learning_rate, samples_of_step, step_seed
+from yivl_core.training.schedule import count_steps, rate_share, samples_of_step, step_seed
 
 THEIRS = {
     "cosine": get_cosine_schedule_with_warmup,
@@ -54,19 +54,19 @@ def test_epochs_are_shuffled_by_themselves_and_by_the_seed() -> None:
 @given(st.integers(1, 200), st.sampled_from([0, 0.05, 0.1, 0.3, 0.99]))
 def test_the_rate_is_that_of_transformers_but_the_first_step_learns_too(schedule: str, total: int, warmup_ratio: float) -> None:
     """Theirs begins at nought and reaches the highest rate one step later, so its first step is lost."""
-    settings = TrainingSettings.model_validate({"lr_schedule": schedule, "warmup_ratio": warmup_ratio, "learning_rate": 2e-4})
+    settings = TrainingSettings.model_validate({"lr_schedule": schedule, "warmup_ratio": warmup_ratio})
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     warmup_steps = -int(-warmup_ratio * total // 1)
     [factor] = THEIRS[schedule](optimizer, warmup_steps, total).lr_lambdas
     for step in range(total):
         theirs = (step + 1) / warmup_steps if step < warmup_steps else factor(step)
         assert step >= warmup_steps - 1 or theirs == factor(step + 1)
-        assert learning_rate(step, total, settings) == pytest.approx(2e-4 * theirs, rel=1e-9, abs=1e-15)
-    assert learning_rate(0, total, settings) > 0
+        assert rate_share(step, total, settings) == pytest.approx(theirs, rel=1e-9, abs=1e-15)
+    assert rate_share(0, total, settings) > 0
 
 
 def test_a_single_step_has_the_highest_rate() -> None:
-    assert learning_rate(0, 1, TrainingSettings(learning_rate=3e-4)) == 3e-4
+    assert rate_share(0, 1, TrainingSettings()) == 1
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6))

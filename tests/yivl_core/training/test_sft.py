@@ -23,10 +23,12 @@ from yivl_core.progress import Progress
 from yivl_core.training.checkpoint import TrainingState, save_training
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.loss import RowLoss, row_loss
+from yivl_core.training.optimization import Optimizers
 from yivl_core.training.packing import PackedBatch
 from yivl_core.training.run_folder import Metrics
-from yivl_core.training.samples import Samples
+from yivl_core.training.samples import SampleReader
 from yivl_core.training.sft import train_adapter
+from yivl_core.training.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
 Train = Callable[..., TrainingSummary]
@@ -120,13 +122,13 @@ def test_no_image_is_trained_on_and_held_out(
     train: Train, dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loaded: list[int] = []
-    load = Samples.load
+    load = SampleReader.load
 
-    def watch(self: Samples, index: int) -> ModelInputs:
+    def watch(self: SampleReader, index: int) -> ModelInputs:
         loaded.append(index)
         return load(self, index)
 
-    monkeypatch.setattr(Samples, "load", watch)
+    monkeypatch.setattr(SampleReader, "load", watch)
     summary = train(val_fraction=0.4, num_epochs=3, eval_steps=100)
     evaluated, trained = loaded[-5:], loaded[:-5]
     assert sorted(trained) == sorted(3 * [*set(range(12)) - set(evaluated)])
@@ -140,9 +142,9 @@ def test_a_step_has_batch_size_samples_however_they_are_packed(
 ) -> None:
     rows: list[PackedBatch] = []
 
-    def watch(model: Any, row: PackedBatch, preprocessor: Any) -> RowLoss:
+    def watch(model: Any, row: PackedBatch, preprocessor: Any, *rest: Any) -> RowLoss:
         rows.append(row)
-        return row_loss(model, row, preprocessor)
+        return row_loss(model, row, preprocessor, *rest)
 
     monkeypatch.setattr("yivl_core.training.sft.row_loss", watch)
     ends: list[int] = []
@@ -161,9 +163,9 @@ def test_a_step_has_batch_size_samples_however_they_are_packed(
 def test_dropout_is_on_in_steps_and_off_in_evaluations(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[bool] = []
 
-    def watch(model: Any, row: PackedBatch, preprocessor: Any) -> RowLoss:
+    def watch(model: Any, row: PackedBatch, preprocessor: Any, *rest: Any) -> RowLoss:
         modes.append(model.training)
-        return row_loss(model, row, preprocessor)
+        return row_loss(model, row, preprocessor, *rest)
 
     monkeypatch.setattr("yivl_core.training.sft.row_loss", watch)
     train(eval_steps=1)
@@ -189,14 +191,14 @@ def test_of_whole_receipts_the_answer_of_every_round_is_learned(
     data = validate_dataset(ValidationConfig(dataset=(str(lines),), output=str(tmp_path / "data")))
     rows: list[PackedBatch] = []
 
-    def keep(model: Any, row: PackedBatch, preprocessor: Any) -> RowLoss:
+    def keep(model: Any, row: PackedBatch, preprocessor: Any, *rest: Any) -> RowLoss:
         rows.append(row)
-        return row_loss(model, row, preprocessor)
+        return row_loss(model, row, preprocessor, *rest)
 
     monkeypatch.setattr("yivl_core.training.sft.row_loss", keep)
     summary = train(dataset=data.output, val_fraction=0, batch_size=14)
     assert (summary.num_train_samples, summary.num_dropped, summary.num_steps) == (28, 0, 2)
-    learned = torch.cat([row.labels[row.labels != -100] for row in rows]).tolist()
+    learned = torch.cat([row.targets for row in rows]).tolist()
     answers = Processor.from_checkpoint(tiny_checkpoint).tokenizer.decode(learned).split("###")
     records = [json.loads(line) for line in lines.read_text().splitlines()]
     expected = [answer for record in records for answer in [*(pair[1] for pair in record["history"]), record["response"]]]
@@ -218,14 +220,14 @@ def test_a_record_that_is_too_long_is_cut_if_asked_for(
 ) -> None:
     dataset = make_dataset(5, responses={1: "and more " * 60})
     lengths: list[int] = []
-    load = Samples.load
+    load = SampleReader.load
 
-    def watch(self: Samples, index: int) -> ModelInputs:
+    def watch(self: SampleReader, index: int) -> ModelInputs:
         inputs = load(self, index)
         lengths.append(len(inputs.input_ids))
         return inputs
 
-    monkeypatch.setattr(Samples, "load", watch)
+    monkeypatch.setattr(SampleReader, "load", watch)
     summary = train(dataset=str(dataset), max_length=300, too_long="truncate", val_fraction=0)
     assert (summary.num_dropped, summary.num_train_samples) == (0, 5)
     assert len(lengths) == 5
@@ -263,7 +265,7 @@ def test_the_run_folder_says_what_decided_it(train: Train, dataset: Path, tiny_c
     summary = train(learning_rate=2e-3)
     content = manifest(summary)
     assert content["settings"] == {
-        **TrainingSettings(batch_size=4, learning_rate=2e-3).model_dump(exclude={"device", "dtype", "log_steps"})
+        **TrainingSettings(batch_size=4, learning_rate=2e-3).model_dump(exclude={"device", "dtype", "log_steps", "num_workers"})
     }
     assert content["data"] == {
         "digest": json.loads((dataset / "report.json").read_text())["digest"],
@@ -273,7 +275,7 @@ def test_the_run_folder_says_what_decided_it(train: Train, dataset: Path, tiny_c
     }
     assert content["model"] == {"digest": checkpoint_digest(tiny_checkpoint)}
     assert content["numerics"] == {"dtype": "float32", "device": "cpu"}
-    assert content["result"]["adapter_digest"] == summary.adapter_digest == adapter_digest(summary.adapter)
+    assert content["result"]["result_digest"] == summary.result_digest == adapter_digest(summary.adapter)
     about = read_about(Path(summary.adapter))
     assert about["base_digest"] == summary.base_digest == checkpoint_digest(tiny_checkpoint)
     assert about["dataset_digest"] == content["data"]["digest"]
@@ -295,31 +297,40 @@ BASE = {
     "num_epochs": 1, "batch_size": 3, "max_length": 260, "row_tokens": 2000, "val_fraction": 0.3, "learning_rate": 0.01,
     "eval_steps": 2,
 }  # fmt: skip
-CHANGES: dict[str, tuple[Any, str]] = {  # another value, and what it has to change
-    "target_modules": ("all", "adapter"),
-    "lora_rank": (4, "adapter"),
-    "lora_alpha": (16, "adapter"),
-    "lora_dropout": (0.5, "adapter"),
-    "learning_rate": (0.02, "adapter"),
-    "lr_schedule": ("constant", "adapter"),
-    "warmup_ratio": (0.5, "adapter"),
-    "weight_decay": (0.9, "adapter"),
-    "adam_beta1": (0.5, "adapter"),
-    "adam_beta2": (0.9, "adapter"),
-    "max_grad_norm": (0.01, "adapter"),
-    "batch_size": (2, "adapter"),
-    "num_epochs": (2, "adapter"),
-    "max_length": (500, "dropped"),
-    "too_long": ("truncate", "dropped"),
-    "row_tokens": (1, "adapter"),
-    "val_fraction": (0.5, "val"),
-    "eval_steps": (1, "metrics"),
-    "save_steps": (1, "saved"),
-    "log_steps": (2, "metrics"),
-    "seed": (1, "adapter"),
-    "dtype": ("bfloat16", "adapter"),
+FULL = {"tuner": "full"}
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is common, what changes, and what that has to change
+    "target_modules": ({}, {"target_modules": "all"}, "weights"),
+    "lora_rank": ({}, {"lora_rank": 4}, "weights"),
+    "lora_alpha": ({}, {"lora_alpha": 16}, "weights"),
+    "lora_dropout": ({}, {"lora_dropout": 0.5}, "weights"),
+    "freeze_llm": (FULL, {"freeze_llm": True}, "weights"),
+    "freeze_projector": (FULL, {"freeze_projector": True}, "weights"),
+    "freeze_vision_tower": (FULL, {"freeze_vision_tower": True}, "weights"),
+    "learning_rate": ({}, {"learning_rate": 0.02}, "weights"),
+    "projector_learning_rate": (FULL, {"projector_learning_rate": 0.02}, "weights"),
+    "vision_learning_rate": ({"target_modules": "all"}, {"vision_learning_rate": 0.02}, "weights"),
+    "optimizer": (FULL, {"optimizer": "muon"}, "weights"),
+    "lr_schedule": ({}, {"lr_schedule": "constant"}, "weights"),
+    "warmup_ratio": ({}, {"warmup_ratio": 0.5}, "weights"),
+    "weight_decay": ({}, {"weight_decay": 0.9}, "weights"),
+    "adam_beta1": ({}, {"adam_beta1": 0.5}, "weights"),
+    "adam_beta2": ({}, {"adam_beta2": 0.9}, "weights"),
+    "max_grad_norm": ({}, {"max_grad_norm": 0.01}, "weights"),
+    "batch_size": ({}, {"batch_size": 2}, "weights"),
+    "num_epochs": ({}, {"num_epochs": 2}, "weights"),
+    "max_length": ({}, {"max_length": 500}, "dropped"),
+    "too_long": ({}, {"too_long": "truncate"}, "dropped"),
+    "row_tokens": ({}, {"row_tokens": 1}, "weights"),
+    "val_fraction": ({}, {"val_fraction": 0.5}, "val"),
+    "eval_steps": ({}, {"eval_steps": 1}, "metrics"),
+    "save_steps": ({}, {"save_steps": 1}, "saved"),
+    "log_steps": ({}, {"log_steps": 2}, "metrics"),
+    "seed": ({}, {"seed": 1}, "weights"),
+    "cache_samples": ({"num_epochs": 3}, {"cache_samples": True}, "weights"),
+    "augmentation": ({}, {"augmentation": 0.5}, "weights"),
+    "dtype": ({}, {"dtype": "bfloat16"}, "weights"),
 }
-TESTED_BY_THEMSELVES = {"keep", "device"}
+TESTED_BY_THEMSELVES = {"tuner", "keep", "device", "gradient_checkpointing", "compile", "num_workers", "max_shard_bytes"}
 
 
 class Runs:
@@ -334,9 +345,9 @@ class Runs:
     def results(self, **settings: Any) -> dict[str, Any]:
         saved: list[int] = []
 
-        def save(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, state: TrainingState) -> None:
+        def save(folder: Path, tuning: Tuning, optimizers: Optimizers, state: TrainingState) -> None:
             saved.append(state.step)
-            save_training(folder, model, optimizer, state)
+            save_training(folder, tuning, optimizers, state)
 
         self._num_runs += 1
         output = self._folder / str(self._num_runs)
@@ -344,9 +355,10 @@ class Runs:
             patch.setattr("yivl_core.training.sft.save_training", save)
             patch.setattr(Metrics, "plot", lambda self: None)
             summary = train_adapter(TrainingConfig(**BASE | self._values | settings | {"output": str(output)}))
-        adapter = Path(summary.adapter)
+        names = ("adapter_model.safetensors", "adapter_config.json", "model.safetensors")
+        paths = [Path(summary.adapter or summary.model) / name for name in names]
         return {
-            "adapter": [(adapter / name).read_bytes() for name in ("adapter_model.safetensors", "adapter_config.json")],
+            "weights": [path.read_bytes() for path in paths if path.exists()],
             "metrics": metrics(summary),
             "val": Path(summary.val_dataset).read_bytes(),
             "dropped": (output / "dropped.jsonl").read_bytes(),
@@ -367,8 +379,8 @@ def test_equal_settings_give_equal_runs(runs: Runs) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_run(name: str, runs: Runs) -> None:
-    value, what = CHANGES[name]
-    assert runs.results(**{name: value})[what] != runs.results()[what]
+    common, change, what = CHANGES[name]
+    assert runs.results(**common | change)[what] != runs.results(**common)[what]
 
 
 def test_no_setting_is_forgotten_there() -> None:

@@ -1,0 +1,58 @@
+"""Changed pictures: the padding stays, what is drawn follows from the seed, and nothing is drawn at strength nought."""
+
+import numpy as np
+import pytest
+
+from yivl_core.processing.padding import UnpaddedPixels
+from yivl_core.training.augmentation import augment
+
+PADDING = (122, 116, 104)
+SIZE = 56
+
+
+def make_squares(num_images: int = 6) -> np.ndarray:
+    """Lines of dark strokes on a light ground in the middle of squares of padding."""
+    squares = np.full((num_images, SIZE, SIZE, 3), PADDING, dtype=np.uint8)
+    squares[:, 20:36] = 220
+    squares[:, 24:32, 6:50:4] = 30
+    return squares
+
+
+def augmented(strength: float, seed: int = 3) -> np.ndarray:
+    return augment(UnpaddedPixels.of([make_squares()], PADDING), strength, seed).squares().numpy()
+
+
+def test_without_strength_nothing_changes() -> None:
+    assert np.abs(augmented(0.0).astype(int) - make_squares()).max() <= 1
+
+
+def test_the_seed_decides() -> None:
+    assert np.array_equal(augmented(0.7), augmented(0.7))
+    assert not np.array_equal(augmented(0.7), augmented(0.7, seed=4))
+
+
+def test_each_picture_changes_in_its_own_way() -> None:
+    changed = augmented(1.0)
+    assert len({picture.tobytes() for picture in changed}) == len(changed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_padding_stays_padding_and_the_line_stays_in_the_middle(seed: int) -> None:
+    changed = augmented(1.0, seed)
+    is_padding = (changed == PADDING).all(axis=-1)
+    assert is_padding[:, :18].all()
+    assert is_padding[:, 38:].all()
+    assert not is_padding[:, 24:32, 8:48].any(axis=(1, 2)).all() or is_padding[:, 24:32, 8:48].mean() < 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_strokes_stay_darker_than_their_ground(seed: int) -> None:
+    for picture in augmented(1.0, seed).astype(float):
+        is_inside = (picture != PADDING).any(axis=-1)
+        values = picture[is_inside]
+        assert np.percentile(values, 10) + 40 < np.percentile(values, 90)
+
+
+def test_a_stronger_change_is_a_larger_one() -> None:
+    distances = [np.abs(augmented(strength).astype(float) - make_squares()).mean() for strength in (0.1, 0.4, 1.0)]
+    assert distances[0] < distances[1] < distances[2]

@@ -1,0 +1,289 @@
+"""Tuning the weights themselves: which of them change, how they are stored, and that the result loads wherever the base does."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from yivl_core.errors import ConfigurationError
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.export.merge import merge_adapter
+from yivl_core.inference.batch import infer_shards
+from yivl_core.inference.configuration import InferenceConfig
+from yivl_core.model.files import checkpoint_digest, open_checkpoint, read_about
+from yivl_core.model.weights import load_model, read_tensors
+from yivl_core.processing.processor import ModelInputs
+from yivl_core.progress import Progress
+from yivl_core.training import sft
+from yivl_core.training.configuration import TrainingSettings, TrainingSummary
+from yivl_core.training.loss import RowLoss, row_loss
+from yivl_core.training.packing import PackedBatch
+from yivl_core.training.samples import SampleReader
+from yivl_core.training.tuning import Tuning
+
+Train = Callable[..., TrainingSummary]
+FULL: dict[str, Any] = {"tuner": "full", "learning_rate": 5e-3, "batch_size": 4, "num_epochs": 2}
+PARTS = {"llm": ("model.language_model.", "lm_head."), "projector": ("model.mm_projector.",), "vision": ("model.vision_tower.",)}
+# Behind the selected hidden state: never run. The tiny checkpoint's tower has three layers.
+DEAD = ("model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm.")
+
+
+def tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.load() for name, tensor in read_tensors(open_checkpoint(folder)).items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    assert all(after[name].dtype == tensor.dtype for name, tensor in before.items())
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def parts_of(names: set[str]) -> set[str]:
+    return {part for part, starts in PARTS.items() if any(name.startswith(starts) for name in names)}
+
+
+def test_every_weight_that_is_run_is_tuned_and_no_other(train: Train, tiny_checkpoint: Path) -> None:
+    summary = train(**FULL)
+    assert (summary.adapter, summary.model) == (None, f"{summary.output}/model")
+    before = tensors(tiny_checkpoint)
+    untouched = before.keys() - changed(before, tensors(summary.model))
+    assert {name for name in untouched if name.startswith(DEAD)} == untouched
+    assert {name for name in before if name.startswith(DEAD)} == untouched
+
+
+@pytest.mark.parametrize("frozen", [("llm",), ("projector",), ("vision_tower",), ("llm", "projector"), ("llm", "vision_tower")])
+def test_frozen_parts_stay_as_they_are(frozen: tuple[str, ...], train: Train, tiny_checkpoint: Path) -> None:
+    summary = train(**FULL, **{f"freeze_{part}": True for part in frozen}, dtype="bfloat16")
+    tuned = parts_of(changed(tensors(tiny_checkpoint), tensors(summary.model)))
+    assert tuned == PARTS.keys() - {part.removesuffix("_tower") for part in frozen}
+
+
+def test_the_loss_falls_below_what_a_small_adapter_reaches(train: Train) -> None:
+    settings = {"num_epochs": 10, "learning_rate": 5e-3, "val_fraction": 0}
+    full, lora = train(tuner="full", output="full", **settings), train(lora_dropout=0.0, output="lora", **settings)
+    assert full.train_loss < lora.train_loss / 2
+
+
+def test_the_tuned_tower_is_in_both_places_and_survives_adapter_and_merge(
+    train: Train, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    full = train(**FULL, output="full")
+    tower = load_file(Path(full.model) / "vit" / next(Path(full.model, "vit").iterdir()).name / "model.safetensors")
+    main = load_file(Path(full.model) / "model.safetensors")
+    for name, tensor in tower.items():
+        copy = main[f"model.vision_tower.vision_tower.{name}"]
+        assert torch.equal(copy, tensor.to(copy.dtype)), name
+    expected = tensors(full.model)
+    assert "vision" in parts_of(changed(tensors(tiny_checkpoint), expected))
+    adapter = train(model=full.model, output="lora")
+    merged = merge_adapter(MergeConfig(adapter=adapter.adapter, output=str(tmp_path / "merged"), device="cpu"))
+    different = changed(expected, tensors(merged.output))
+    assert different
+    assert all("self_attn" in name and name.startswith("model.language_model.") for name in different)
+
+
+def test_weights_are_kept_in_float32_while_the_arithmetic_is_bfloat16(train: Train, tiny_checkpoint: Path) -> None:
+    """Steps of 1e-6 of a weight are lost in bfloat16 one by one, and together change it."""
+    summary = train(**FULL | {"learning_rate": 2e-6, "num_epochs": 8}, dtype="bfloat16", lr_schedule="constant", keep="last")
+    saved = load_file(Path(summary.output) / "checkpoints" / f"step-{summary.num_steps:06}" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    before = tensors(tiny_checkpoint)
+    moved = [
+        (saved[name] - before[name].float()).abs().mean() / 2e-6
+        for name in saved
+        if saved[name].ndim == 2 and "embed" not in name
+    ]
+    assert min(moved) > 0.3 * summary.num_steps, "AdamW's steps add up, each about as long as the rate"
+
+
+def test_the_run_says_what_came_out(train: Train, tiny_checkpoint: Path) -> None:
+    summary = train(**FULL)
+    assert summary.result_digest == checkpoint_digest(summary.model)
+    about = read_about(Path(summary.model))
+    assert (about["kind"], about["base_digest"]) == ("tuned", checkpoint_digest(tiny_checkpoint))
+    assert (Path(summary.model) / "val.jsonl").read_bytes() == Path(summary.val_dataset).read_bytes() != b""
+    manifest = json.loads((Path(summary.output) / "manifest.json").read_text())
+    assert manifest["settings"]["learning_rate"] == 5e-3
+    assert manifest["result"]["result_digest"] == summary.result_digest
+
+
+def test_a_tuned_model_answers_its_own_held_out_rows(train: Train, tmp_path: Path) -> None:
+    summary = train(**FULL, val_fraction=0.3)
+    result = infer_shards(
+        InferenceConfig(model=summary.model, load_dataset_config=True, output=str(tmp_path / "answers"), max_new_tokens=4)
+    )
+    assert (result.num_records, result.num_failed) == (summary.num_val_samples, 0)
+
+
+def test_the_default_rate_is_that_of_the_tuner() -> None:
+    assert TrainingSettings().highest_learning_rate == 1e-4
+    assert TrainingSettings(tuner="full").highest_learning_rate == 1e-5
+    assert TrainingSettings(tuner="full", learning_rate=3e-4).highest_learning_rate == 3e-4
+
+
+@pytest.mark.parametrize("settings", [{"tuner": "full"}, {"target_modules": "all", "lora_dropout": 0.2}])
+def test_computing_layers_again_changes_nothing_but_the_memory(
+    settings: dict[str, Any], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_calls = {"kept": 0, "again": 0}
+    prepare = sft.prepare_tuning
+
+    def count(name: str) -> Callable[..., Tuning]:
+        def watch(*arguments: Any) -> Tuning:
+            tuning = prepare(*arguments)
+            for module in (
+                tuning.model.model.language_model.layers[0].mlp,
+                tuning.model.model.vision_tower.encoder.layers[0].mlp,
+            ):
+                module.register_forward_pre_hook(lambda *_: num_calls.update({name: num_calls[name] + 1}))
+            return tuning
+
+        return watch
+
+    digests = []
+    for name, is_on in (("kept", False), ("again", True)):
+        monkeypatch.setattr(sft, "prepare_tuning", count(name))
+        digests.append(
+            train(**settings, learning_rate=1e-3, gradient_checkpointing=is_on, output=name, val_fraction=0).result_digest
+        )
+    assert digests[0] == digests[1]
+    assert num_calls["again"] == 2 * num_calls["kept"] > 0
+
+
+def test_processes_that_prepare_samples_change_nothing(train: Train) -> None:
+    alone, helped = (train(**FULL, num_workers=number, output=str(number), val_fraction=0.3) for number in (0, 2))
+    assert alone.result_digest == helped.result_digest
+    assert alone.val_loss == helped.val_loss
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_cached_samples_are_read_once_and_learned_as_often(
+    num_workers: int, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[list[int]] = []
+
+    def watch(model: Any, row: PackedBatch, *rest: Any) -> RowLoss:
+        loss = row_loss(model, row, *rest)
+        if loss.total.requires_grad:
+            learned.append(row.input_ids.tolist())
+        return loss
+
+    monkeypatch.setattr(sft, "row_loss", watch)
+    loaded: list[int] = []
+    load = SampleReader.load
+
+    def count(self: SampleReader, index: int) -> ModelInputs:
+        loaded.append(index)
+        return load(self, index)
+
+    monkeypatch.setattr(SampleReader, "load", count)
+    settings: dict[str, Any] = {
+        "batch_size": 2,
+        "num_epochs": 3,
+        "val_fraction": 0.3,
+        "num_workers": num_workers,
+        "eval_steps": 3,
+    }
+    train(**settings, cache_samples=True)
+    if not num_workers:
+        assert sorted(loaded) == list(range(12)), "each once, held-out ones too"
+    epoch = len(learned) // 3
+    steps = [learned[:epoch], learned[epoch : 2 * epoch], learned[2 * epoch :]]
+    assert sorted(steps[0]) == sorted(steps[1]) == sorted(steps[2])
+    assert steps[0] != steps[1] != steps[2]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"optimizer": "muon", "augmentation": 0.5, "cache_samples": True, "freeze_projector": True}]
+)
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(settings: dict[str, Any], train: Train) -> None:
+    settings = FULL | {"num_epochs": 3, "eval_steps": 2, "save_steps": 1, "val_fraction": 0.3} | settings
+    uninterrupted = train(**settings, output="uninterrupted")
+    for stop in (2, 5):
+
+        def interrupt(progress: Progress, stop: int = stop) -> None:
+            if "loss" in progress.figures and progress.done == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(**settings, resume=True, on_progress=interrupt)
+    resumed = train(**settings, resume=True)
+    assert uninterrupted.num_steps > 5
+    assert resumed.result_digest == uninterrupted.result_digest
+    assert (resumed.val_loss, resumed.best_step) == (uninterrupted.val_loss, uninterrupted.best_step)
+
+
+def test_weight_files_keep_their_limit(train: Train, tiny_checkpoint: Path) -> None:
+    summary = train(**FULL, max_shard_bytes=1_000_000)
+    assert sum(path.stat().st_size for path in Path(summary.model).glob("*.safetensors")) > 0
+    assert load_model(summary.model).lm_head.weight.shape == load_model(tiny_checkpoint).lm_head.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tuner": "full", "lora_rank": 4}, r"`lora_rank` is a setting of the tuner 'lora', and `tuner` is 'full'; leave it out"),
+        ({"tuner": "full", "target_modules": "all"}, "`target_modules` is a setting of the tuner 'lora'"),
+        ({"freeze_llm": True}, "`freeze_llm` is a setting of the tuner 'full', and `tuner` is 'lora'"),
+        ({"optimizer": "muon"}, "`optimizer` is a setting of the tuner 'full'"),
+        (
+            {"tuner": "full", "freeze_llm": True, "freeze_projector": True, "freeze_vision_tower": True},
+            "nothing is left to train",
+        ),
+        (
+            {"tuner": "full", "freeze_vision_tower": True, "vision_learning_rate": 1e-4},
+            "`vision_learning_rate` is given for what `freeze_vision_tower` leaves as it is",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_together_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TrainingSettings(**settings)
+
+
+def test_a_rate_for_a_part_without_targets_is_refused(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"vision_learning_rate is given, but target_modules 'default' matches nothing"):
+        train(vision_learning_rate=1e-4)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("settings", "remedy"), [(FULL, "use tuner lora, leave parts as they are"), ({}, "more memory")])
+def test_what_cannot_fit_into_memory_is_refused_with_its_numbers(
+    settings: dict[str, Any], remedy: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(ConfigurationError, match=r"trains .* billion parameters, which needs .* GB on cpu .*frozen") as caught:
+        train(**settings)
+    assert remedy in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_refused_with_its_numbers(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(ConfigurationError, match=r"the training writes up to .* GB \(3 checkpoints .* GB, the result .* GB\)"):
+        train(**FULL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_full_tuning_of_the_published_model_needs(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """16 bytes a parameter: 6.69 of the 6.71 billion parameters are trained, the tower's last layer is not."""
+    from yivl_core.training.configuration import TrainingConfig
+    from yivl_core.training.memory import require_memory
+
+    shapes = {"model.language_model.one": (6_695_000_000,)}
+    config = TrainingConfig(model="m", dataset="d", output=str(tmp_path), tuner="full")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 80_000_000_000}))
+    with pytest.raises(ConfigurationError) as caught:
+        require_memory(open_checkpoint(tiny_checkpoint), shapes, config, torch.bfloat16, torch.device("cpu"))
+    assert "6.7 billion parameters, which needs 107.1 GB" in str(caught.value)
+    assert "trained weights 26.8 GB, their gradients 26.8 GB, what adamw remembers 53.6 GB), and 80.0 GB are free" in str(
+        caught.value
+    )

@@ -1,0 +1,98 @@
+"""Whether a training can fit into memory and onto the disk, by the sizes alone, before any weight is read.
+
+Of one trained parameter are kept: its value, its gradient, and what the optimizer remembers (AdamW two values, Muon one), each in
+float32. What a forward pass needs on top depends on the rows, and shows in the first step.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+
+from yivl_core.errors import ConfigurationError
+from yivl_core.model.configuration import read_config
+from yivl_core.model.files import CheckpointFiles
+from yivl_core.model.weights import expected_shapes
+from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.optimization import num_remembered
+
+_FLOAT32_BYTES = 4
+_SMALLER = "use tuner lora, leave parts as they are (freeze_llm, freeze_projector, freeze_vision_tower), or "
+_NUM_CHECKPOINTS = 3  # the best, the newest, and the one that is being written
+
+
+def require_memory(
+    base: CheckpointFiles,
+    trained: Mapping[str, tuple[int, ...]],
+    config: TrainingConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Nothing, if a training can fit.
+
+    Args:
+        base: the checkpoint that is trained on.
+        trained: names and shapes of what is trained.
+        config: of the training.
+        dtype: of what is frozen.
+        device: that it is trained on.
+
+    Raises:
+        ConfigurationError: it cannot; the message tells the numbers, in GB of 10^9 bytes.
+    """
+    shapes = expected_shapes(read_config(base))
+    num_trained = _count(trained)
+    num_frozen = _count({name: shape for name, shape in shapes.items() if name not in trained})
+    num_memories = sum(num_remembered(name, shape, config) * math.prod(shape) for name, shape in trained.items())
+    needs = {
+        "frozen weights": num_frozen * dtype.itemsize,
+        "trained weights": num_trained * _FLOAT32_BYTES,
+        "their gradients": num_trained * _FLOAT32_BYTES,
+        f"what {config.optimizer} remembers": num_memories * _FLOAT32_BYTES,
+    }
+    free_bytes = _free_memory(device)
+    if sum(needs.values()) > free_bytes:
+        raise ConfigurationError(
+            f"{base.folder}: tuner {config.tuner!r} trains {num_trained / 1e9:.3g} billion parameters, which needs "
+            f"{_gb(sum(needs.values()))} on {device} before the first row ({_listed(needs)}), and {_gb(free_bytes)} are free; "
+            + (_SMALLER if _is_full(config) else "")
+            + "use a device with more memory"
+        )
+    checkpoint = (num_trained + num_memories) * _FLOAT32_BYTES
+    result = sum(math.prod(shape) for shape in shapes.values()) * _FLOAT32_BYTES if _is_full(config) else 0
+    files = {f"{_NUM_CHECKPOINTS} checkpoints": _NUM_CHECKPOINTS * checkpoint, "the result": result}
+    free_disk = shutil.disk_usage(_existing_parent(Path(config.output))).free
+    if sum(files.values()) > free_disk:
+        raise ConfigurationError(
+            f"{config.output}: the training writes up to {_gb(sum(files.values()))} ({_listed(files)}), and {_gb(free_disk)} are "
+            "free on that disk; choose an output folder on a larger one"
+        )
+
+
+def _is_full(config: TrainingConfig) -> bool:
+    return config.tuner == "full"
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _listed(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in parts.items())
