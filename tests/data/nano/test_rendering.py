@@ -3,46 +3,20 @@ import io
 import json
 import random
 import string
-import sys
 from collections import Counter
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-RECIPE = Path(__file__).resolve().parents[3] / "data" / "nano" / "recipe"
-WORDS = ["apple", "Bread", "coffee", "invoice", "quartz", "jumble", "vexing", "hawk"]
 PRINTABLE = {chr(code) for code in range(32, 127)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _recipe_on_path():
-    sys.path.insert(0, str(RECIPE))
-    yield
-    sys.path.remove(str(RECIPE))
-
-
-@pytest.fixture(scope="module")
-def fonts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What fonts.py writes, made of two faces that matplotlib ships."""
-    folder = tmp_path_factory.mktemp("fonts")
-    entries = []
-    for name, kind in (("DejaVuSans", "sans"), ("DejaVuSansMono-Bold", "mono")):
-        source = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
-        (folder / source.name).write_bytes(source.read_bytes())
-        entries.append({"file": source.name, "kind": kind, "weight": 0.5, "caps_only": False})
-    entries.append({"file": "DejaVuSans.ttf", "kind": "display", "weight": 0.5, "caps_only": True})
-    (folder / "fonts.json").write_text(json.dumps(entries))
-    (folder / "words.txt").write_text("\n".join(WORDS))
-    return folder
 
 
 def test_texts_are_printable_ascii_of_the_promised_lengths_and_cover_every_character():
     from texts import TextSampler
 
-    sampler, rng = TextSampler(WORDS), random.Random(1)
+    sampler, rng = TextSampler(["apple", "Bread", "coffee", "invoice", "quartz", "jumble", "vexing", "hawk"]), random.Random(1)
     texts = [sampler.sample(rng) for _ in range(15_000)]
     lengths = Counter(map(len, texts))
     assert min(lengths) == 1

@@ -1,0 +1,90 @@
+"""From nothing to the weights of yi-vl-nano: renders lines of text, and trains every weight on them.
+
+    python data/nano/recipe/recipe.py --fonts .fonts --output nano-run
+
+Fonts and words come from `fonts.py`, which needs a Debian system with its package lists; the rest needs no network. The result is
+the checkpoint folder OUTPUT/run/model. A run that was stopped goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from render import render_lines
+from start import write_start
+
+NUM_LINES, NUM_VAL_LINES = 500_000, 2_000
+SEED, VAL_SEED = 1, 2
+BATCH_SIZE = 512
+TRAINING: dict[str, Any] = {
+    "tuner": "full",
+    "optimizer": "muon",
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.98,
+    "max_grad_norm": 1.0,
+    "lr_schedule": "cosine",
+    "warmup_ratio": 0.04,
+    "batch_size": BATCH_SIZE,
+    "num_epochs": 8,
+    "cache_samples": True,
+    "row_tokens": 400 * BATCH_SIZE,  # a step is one row
+    "augmentation": 0.5,
+    "eval_steps": 1000,
+    "log_steps": 50,
+    "keep": "last",
+    "compile": True,
+    "max_shard_bytes": 15_000_000,
+}
+
+
+def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
+    """Render, validate and train; what is there already is not made again."""
+    render(fonts_folder, output / "val", NUM_VAL_LINES, VAL_SEED, num_workers)
+    render(fonts_folder, output / "lines", NUM_LINES, SEED, num_workers)
+    for name in ("val", "lines"):
+        run(
+            "validate",
+            output / f"validate-{name}.json",
+            dataset=[str(output / name / "train.jsonl")],
+            output=str(output / f"{name}-validated"),
+        )
+    if not (output / "start").exists():
+        write_start(output / "start", SEED)
+    places = {"model": "start", "dataset": "lines-validated", "val_dataset": "val-validated", "output": "run"}
+    settings = TRAINING | {name: str(output / place) for name, place in places.items()}
+    run("train", output / "train.json", **settings, num_workers=max(1, num_workers - 1), resume=True)
+
+
+def render(fonts_folder: Path, folder: Path, num_lines: int, seed: int, num_workers: int) -> None:
+    """The lines of a seed, unless they are there."""
+    if not (folder / "train.jsonl").exists():
+        render_lines(fonts_folder, folder, num_lines, seed, num_workers)
+
+
+def run(command: str, settings_path: Path, **settings: Any) -> None:
+    """One of yivl's commands in a process of its own, without Prefect; its progress goes to stderr."""
+    settings_path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "yivl_core", command, str(settings_path)], check=True, stdout=sys.stderr)
+    print(f"{command} took {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def main() -> None:
+    """Read the command line and make the model."""
+    parser = argparse.ArgumentParser(description="Make the model from nothing.")
+    parser.add_argument("--fonts", type=Path, default=Path(".fonts"), help="what fonts.py has written (default: .fonts)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    make_model(options.fonts, options.output, options.num_workers)
+
+
+if __name__ == "__main__":
+    main()
