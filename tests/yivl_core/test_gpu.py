@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import ConfigurationError
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.batch import infer_shards
@@ -115,3 +116,48 @@ def test_a_float16_run_goes_on_with_the_scale_of_its_loss(tiny_checkpoint: Path,
     assert state["scaler"]["scale"] <= kept["scaler"]["scale"], "it grows after 2000 steps"
     if state["scaler"]["scale"] == kept["scaler"]["scale"]:
         assert state["scaler"]["_growth_tracker"] == kept["scaler"]["_growth_tracker"] + state["step"] - 3
+
+
+def full_tuning(checkpoint: Path, dataset: Path, output: Path, **settings: Any) -> TrainingConfig:
+    values: dict[str, Any] = {"tuner": "full", "num_epochs": 6, "batch_size": 4, "learning_rate": 2e-3, "val_fraction": 0.3}
+    places = {"model": str(checkpoint), "dataset": str(dataset), "output": str(output)}
+    return TrainingConfig(**values | settings | places, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_full_tuning_keeps_float32_weights_and_learns(dtype: str, tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    summary = train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "run", dtype=dtype))
+    saved = load_file(tmp_path / "run" / "checkpoints" / f"step-{summary.num_steps:06}" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+    answered = infer_shards(
+        InferenceConfig(
+            model=summary.model, load_dataset_config=True, output=str(tmp_path / "answers"), max_new_tokens=4, dtype=dtype,
+            device="cuda",
+        )
+    )  # fmt: skip
+    assert (answered.num_records, answered.num_failed) == (summary.num_val_samples, 0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"compile": True}, {"gradient_checkpointing": True}, {"num_workers": 2, "cache_samples": True}]
+)
+def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
+    settings: dict[str, Any], tiny_checkpoint: Path, dataset: Path, tmp_path: Path
+) -> None:
+    common = {"num_epochs": 1, "num_workers": 0, "learning_rate": 1e-3, "optimizer": "muon"}
+    plain = train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "plain", **common))
+    changed = train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "changed", **common | settings))
+    assert changed.train_loss == pytest.approx(plain.train_loss, rel=0.01)
+    assert changed.val_loss == pytest.approx(plain.val_loss, rel=0.01)
+
+
+def test_a_training_that_does_not_fit_the_gpu_is_refused_with_its_numbers(
+    tiny_checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (1_000_000, 2_000_000))
+    with pytest.raises(ConfigurationError, match=r"which needs .* GB on cuda before the first row"):
+        train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
