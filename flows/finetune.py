@@ -15,7 +15,7 @@ from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 
 @flow(name="sft")
 def sft(config: SftConfig) -> TrainingSummary:
-    """Train a LoRA adapter; datasets that are files are validated first."""
+    """Train a LoRA adapter, or the model's own weights; datasets that are files are validated first."""
     dataset = _validated(config, config.dataset, "dataset")
     val_dataset = _validated(config, config.val_dataset, "val_dataset") if config.val_dataset else None
     return training.train(narrow(config, TrainingConfig, dataset=dataset, val_dataset=val_dataset), config.deadline_s)

@@ -27,7 +27,7 @@ def training_key(settings: TrainingSettings, model: str, dataset: str, val_datas
         CheckpointError, DatasetError: a folder is not what it should be.
     """
     return content_key(
-        settings=settings.model_dump(include=set(TrainingSettings.model_fields)),
+        settings=settings.model_dump(include=set(TrainingSettings.model_fields) - {"num_workers", "log_steps"}),
         model=checkpoint_digest(model),
         dataset=ValidatedDataset.open(dataset).digest,
         val_dataset=ValidatedDataset.open(val_dataset).digest if val_dataset else None,

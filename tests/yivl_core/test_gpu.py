@@ -154,10 +154,15 @@ def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
     assert changed.val_loss == pytest.approx(plain.val_loss, rel=0.01)
 
 
+def test_muon_is_refused_where_steps_can_overflow(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="optimizer muon does not work in float16"):
+        train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "run", dtype="float16", optimizer="muon"))
+
+
 def test_a_training_that_does_not_fit_the_gpu_is_refused_with_its_numbers(
     tiny_checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (1_000_000, 2_000_000))
-    with pytest.raises(ConfigurationError, match=r"which needs .* GB on cuda before the first row"):
+    with pytest.raises(ConfigurationError, match=r"which needs .* MB on cuda before the first row"):
         train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

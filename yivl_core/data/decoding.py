@@ -51,6 +51,9 @@ class ImageError(DatasetError):
         self.message = message
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str, str]]:
+        return type(self), (self.kind, self.message, self.remedy)  # for its way between processes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedImage:

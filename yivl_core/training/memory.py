@@ -20,7 +20,6 @@ from yivl_core.training.configuration import TrainingConfig
 from yivl_core.training.optimization import num_remembered
 
 _FLOAT32_BYTES = 4
-_SMALLER = "use tuner lora, leave parts as they are (freeze_llm, freeze_projector, freeze_vision_tower), or "
 _NUM_CHECKPOINTS = 3  # the best, the newest, and the one that is being written
 
 
@@ -41,7 +40,7 @@ def require_memory(
         device: that it is trained on.
 
     Raises:
-        ConfigurationError: it cannot; the message tells the numbers, in GB of 10^9 bytes.
+        ConfigurationError: it cannot; the message tells the numbers, in MB and GB of 10^6 and 10^9 bytes.
     """
     shapes = expected_shapes(read_config(base))
     num_trained = _count(trained)
@@ -58,18 +57,28 @@ def require_memory(
         raise ConfigurationError(
             f"{base.folder}: tuner {config.tuner!r} trains {num_trained / 1e9:.3g} billion parameters, which needs "
             f"{_gb(sum(needs.values()))} on {device} before the first row ({_listed(needs)}), and {_gb(free_bytes)} are free; "
-            + (_SMALLER if _is_full(config) else "")
+            + _smaller(config)
             + "use a device with more memory"
         )
     checkpoint = (num_trained + num_memories) * _FLOAT32_BYTES
-    result = sum(math.prod(shape) for shape in shapes.values()) * _FLOAT32_BYTES if _is_full(config) else 0
+    weight_paths = (*base.weight_paths, *base.vision_weight_paths) if _is_full(config) else ()
+    result = sum(path.stat().st_size for path in weight_paths)
     files = {f"{_NUM_CHECKPOINTS} checkpoints": _NUM_CHECKPOINTS * checkpoint, "the result": result}
-    free_disk = shutil.disk_usage(_existing_parent(Path(config.output))).free
+    output = Path(config.output)
+    own_checkpoints = sum(path.stat().st_size for path in output.glob("checkpoints/*/*"))  # will be replaced
+    free_disk = shutil.disk_usage(_existing_parent(output)).free + own_checkpoints
     if sum(files.values()) > free_disk:
         raise ConfigurationError(
             f"{config.output}: the training writes up to {_gb(sum(files.values()))} ({_listed(files)}), and {_gb(free_disk)} are "
             "free on that disk; choose an output folder on a larger one"
         )
+
+
+def _smaller(config: TrainingConfig) -> str:
+    if not _is_full(config):
+        return ""
+    switches = [name for name in ("freeze_llm", "freeze_projector", "freeze_vision_tower") if not getattr(config, name)]
+    return f"use tuner lora, leave a part as it is ({', '.join(switches)}), or "
 
 
 def _is_full(config: TrainingConfig) -> bool:
@@ -91,7 +100,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _listed(parts: Mapping[str, int]) -> str:

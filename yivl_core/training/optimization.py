@@ -43,16 +43,26 @@ class Optimizers:
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
         """Change the parameters by their gradients, and drop the gradients; a step whose gradients overflow is left out."""
-        for optimizer in self._all:
+        stepping = self._with_gradients()
+        for optimizer in stepping:
             scaler.step(optimizer)
-        scaler.update()
-        for optimizer in self._all:
+        if stepping:
+            scaler.update()
+        for optimizer in stepping:
             optimizer.zero_grad(set_to_none=True)
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
         """Take the scale of the loss out of the gradients."""
-        for optimizer in self._all:
+        for optimizer in self._with_gradients():
             scaler.unscale_(optimizer)
+
+    def _with_gradients(self) -> list[torch.optim.Optimizer]:
+        """Those with something to do: the samples of a step may all be without images, and nothing but the tower be trained."""
+        return [
+            optimizer
+            for optimizer in self._all
+            if any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+        ]
 
     def state(self) -> dict[str, torch.Tensor]:
         """What they remember of each parameter: `NAME:KEY`."""

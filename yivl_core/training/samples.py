@@ -49,6 +49,7 @@ class _Measured:
     """How long a record is, its content, what ties it to other records (its images, or itself), and where it was written."""
 
     num_tokens: int | None
+    has_images: bool
     canonical: str
     keys: tuple[str, ...]
     source: str
@@ -95,7 +96,8 @@ class SampleReader:
         except DatasetError as error:
             raise DatasetError(f"{validated.source}: {error}") from error
         canonical, source = validated.canonical, str(validated.source)
-        return _Measured(num_tokens=num_tokens, canonical=canonical, keys=_keys(validated), source=source)
+        has_images = bool(validated.images)
+        return _Measured(num_tokens=num_tokens, has_images=has_images, canonical=canonical, keys=_keys(validated), source=source)
 
     def load(self, index: int) -> ModelInputs:
         """The sample of a record, its images decoded.
@@ -129,6 +131,7 @@ class Samples:
         indices: of the records that fit, in the dataset.
         keys: for each of them what ties it to other records: its images, or itself.
         dropped: the records that do not fit.
+        num_with_images: how many of those that fit have an image.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Samples:
         self.indices: list[int] = []
         self.keys: list[tuple[str, ...]] = []
         self.dropped: list[DroppedRecord] = []
+        self.num_with_images = 0
         digest, num_records = hashlib.sha256(), len(self.reader.records)
         ranges = [
             range(start, min(start + _MEASURED_AT_A_TIME, num_records)) for start in range(0, num_records, _MEASURED_AT_A_TIME)
@@ -157,6 +161,7 @@ class Samples:
                 else:
                     self.indices.append(index)
                     self.keys.append(record.keys)
+                    self.num_with_images += record.has_images
             on_progress(Progress(stage="measure", done=indices.stop, total=num_records, unit="record"))
         if digest.hexdigest() != dataset.digest:
             raise DatasetError(f"{dataset.folder}: records were changed after validation; run `yivl validate` again")

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, record_line, write_records
-from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.errors import ChildFailedError, ConfigurationError, DatasetError
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, open_checkpoint
 from yivl_core.outputs.manifest import code, environment
@@ -34,7 +34,7 @@ from yivl_core.training.result import is_result_whole, result_digest
 from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
 from yivl_core.training.samples import Group, Samples, load_rows
 from yivl_core.training.schedule import count_steps, group_of_step, rate_share, samples_of_step, step_seed
-from yivl_core.training.tuning import prepare_tuning, trained_shapes
+from yivl_core.training.tuning import part_of, prepare_tuning, trained_shapes
 
 _MAX_DEFAULT_WORKERS = 8
 
@@ -57,8 +57,11 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
     dtype = resolve_dtype(config.dtype, device)
     base = open_checkpoint(config.model)
     output = local_path(config.output, "a training run")
+    if dtype == torch.float16 and config.optimizer == "muon":
+        raise ConfigurationError("optimizer muon does not work in float16, whose steps may overflow; use bfloat16 or float32")
     shapes = trained_shapes(base, config)
     data = _Data(config, base, device, on_progress)
+    _require_images(shapes, data, config)
     folder = RunFolder(output, _manifest(config, data, device, dtype), resume=config.resume)
     if _is_finished(folder):
         _renew_held_out(folder, data)
@@ -76,6 +79,13 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
                 raise ConfigurationError(
                     f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
                     + ("" if config.gradient_checkpointing else ", or set gradient_checkpointing")
+                ) from error
+            except RuntimeError as error:  # of torch's loader, at whatever place the news arrives
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise ChildFailedError(
+                    f"a process that prepares samples has died ({str(error).strip()}); resume the run, with fewer num_workers "
+                    "or with 0"
                 ) from error
             return trainer.publish()
 
@@ -264,7 +274,8 @@ class _Trainer:
         self.model.train()
         for number, row in enumerate(rows):
             loss = self._loss(row, self._change_images(step, number)).total / num_learned
-            self.scaler.scale(loss).backward()
+            if loss.requires_grad:  # nothing is trained that a row without images passes, where only the tower is
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         self.optimizers.unscale(self.scaler)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
@@ -317,7 +328,8 @@ class _Trainer:
         if not (is_learning and self.is_finite.item()):  # waits for the GPU
             raise ConfigurationError(
                 f"step {step}: the loss or its gradient is no longer a finite number; lower the learning rate (now "
-                f"{self.config.learning_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints are kept"
+                f"{self.config.highest_learning_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints "
+                "are kept"
             )
 
     def _report(self, step: int, figures: dict[str, float] | None = None, message: str = "") -> None:
@@ -334,6 +346,14 @@ def _renew_held_out(folder: RunFolder, data: _Data) -> None:
         with folder.taken():
             for place in (folder.result_folder, folder.path):
                 write_records(place / HELD_OUT_FILE, data.held_out)
+
+
+def _require_images(shapes: Iterable[str], data: _Data, config: TrainingConfig) -> None:
+    if not data.train.num_with_images and not any(part_of(name) == "llm" for name in shapes):
+        raise DatasetError(
+            f"{config.dataset}: no record has an image, and nothing is trained that records without images pass; train the "
+            "language model too, or give records with images"
+        )
 
 
 def _is_finished(folder: RunFolder) -> bool:

@@ -76,7 +76,7 @@ def trained_shapes(base: CheckpointFiles, config: TrainingConfig) -> dict[str, t
     for part in _PARTS:
         if getattr(config, f"{part}_learning_rate") is not None and part not in parts:
             raise ConfigurationError(
-                f"{part}_learning_rate is given, but target_modules {config.target_modules!r} matches nothing in the {part}; "
+                f"{part}_learning_rate is given, but target_modules {config.target_modules!r} matches nothing there; "
                 "leave it out, or give other targets"
             )
     return shapes

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from yivl_core.errors import ConfigurationError
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.decoding import ImageError
+from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import ChildFailedError, ConfigurationError, DatasetError
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.batch import infer_shards
@@ -25,6 +28,7 @@ from yivl_core.training.packing import PackedBatch
 from yivl_core.training.samples import SampleReader
 from yivl_core.training.tuning import Tuning
 
+MakeDataset = Callable[..., Path]
 Train = Callable[..., TrainingSummary]
 FULL: dict[str, Any] = {"tuner": "full", "learning_rate": 5e-3, "batch_size": 4, "num_epochs": 2}
 PARTS = {"llm": ("model.language_model.", "lm_head."), "projector": ("model.mm_projector.",), "vision": ("model.vision_tower.",)}
@@ -246,17 +250,17 @@ def test_settings_that_make_no_sense_together_are_refused(settings: dict[str, An
 
 
 def test_a_rate_for_a_part_without_targets_is_refused(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"vision_learning_rate is given, but target_modules 'default' matches nothing"):
+    with pytest.raises(ConfigurationError, match="vision_learning_rate is given, but target_modules 'default' matches no"):
         train(vision_learning_rate=1e-4)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("settings", "remedy"), [(FULL, "use tuner lora, leave parts as they are"), ({}, "more memory")])
+@pytest.mark.parametrize(("settings", "remedy"), [(FULL, "use tuner lora, leave a part as it is"), ({}, "more memory")])
 def test_what_cannot_fit_into_memory_is_refused_with_its_numbers(
     settings: dict[str, Any], remedy: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    with pytest.raises(ConfigurationError, match=r"trains .* billion parameters, which needs .* GB on cpu .*frozen") as caught:
+    with pytest.raises(ConfigurationError, match=r"trains .* billion parameters, which needs .* MB on cpu .*frozen") as caught:
         train(**settings)
     assert remedy in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -266,7 +270,7 @@ def test_a_disk_that_is_too_small_is_refused_with_its_numbers(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(ConfigurationError, match=r"the training writes up to .* GB \(3 checkpoints .* GB, the result .* GB\)"):
+    with pytest.raises(ConfigurationError, match=r"the training writes up to .* MB \(3 checkpoints .* MB, the result .* MB\)"):
         train(**FULL)
     assert not list(tmp_path.iterdir())
 
@@ -287,3 +291,54 @@ def test_what_full_tuning_of_the_published_model_needs(
     assert "trained weights 26.8 GB, their gradients 26.8 GB, what adamw remembers 53.6 GB), and 80.0 GB are free" in str(
         caught.value
     )
+
+
+def test_a_run_needs_no_room_for_the_checkpoints_that_it_will_replace(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(progress: Progress) -> None:
+        if "loss" in progress.figures and progress.done == 4:
+            raise KeyboardInterrupt
+
+    settings = FULL | {"save_steps": 1, "val_fraction": 0}
+    with pytest.raises(KeyboardInterrupt):
+        train(**settings, on_progress=interrupt)
+    needed = 3 * 3 * 4 * 298_000  # three checkpoints of weights and two means
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": needed}))
+    train(**settings, resume=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_is_gone_is_named_whoever_reads_it(num_workers: int, train: Train, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(4)
+    (dataset.parent / "1-0.png").unlink()
+    with pytest.raises(ImageError, match=r"rows.jsonl:2: image .*1-0.png.* is not there") as caught:
+        train(**FULL, dataset=str(dataset), val_fraction=0, num_workers=num_workers)
+    assert caught.value.kind == "image_missing"
+
+
+def test_a_process_that_dies_is_told_in_one_line(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(sft, "row_loss", die)
+    with pytest.raises(
+        ChildFailedError, match=r"worker \(pid 7\) is killed by signal: Killed.\); resume the run, with fewer num_workers"
+    ):
+        train(**FULL)
+
+
+@pytest.mark.parametrize("settings", [FULL | {"freeze_llm": True}, {"target_modules": ".*vision_tower.*q_proj"}])
+@pytest.mark.parametrize("num_tokens", [1, 5000])
+def test_rows_without_images_teach_the_tower_nothing_and_stop_nothing(
+    settings: dict[str, Any], num_tokens: int, train: Train, make_dataset: MakeDataset
+) -> None:
+    summary = train(**settings | {"batch_size": 1, "row_tokens": num_tokens, "val_fraction": 0, "keep": "last"})
+    assert summary.num_steps >= 12
+
+
+def test_images_are_needed_where_only_their_parts_are_trained(train: Train, tmp_path: Path) -> None:
+    rows = [json.dumps({"query": f"What? ({number})", "response": "That."}) for number in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    dataset = validate_dataset(ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(tmp_path / "data"))).output
+    with pytest.raises(DatasetError, match="no record has an image, and nothing is trained that records without images pass"):
+        train(**FULL, dataset=dataset, freeze_llm=True)
+    assert not (tmp_path / "run").exists()

@@ -205,6 +205,18 @@ def test_a_rate_that_is_far_too_high_says_so(train: Train, tmp_path: Path) -> No
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+def test_a_loss_that_is_no_number_names_the_rate_though_none_was_given(
+    train: Train, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(*arguments: Any) -> RowLoss:
+        loss = row_loss(*arguments)
+        return RowLoss(loss.total * float("nan"), loss.num_correct, loss.num_learned)
+
+    monkeypatch.setattr("yivl_core.training.sft.row_loss", spoilt)
+    with pytest.raises(ConfigurationError, match=r"lower the learning rate \(now 0.0001\)"):
+        train(learning_rate=None)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("learning_rate", float("inf")), ("learning_rate", 1e38), ("max_grad_norm", float("inf")), ("num_epochs", float("nan"))],
