@@ -92,9 +92,11 @@ def _figures(summary: EvaluationSummary) -> str:
 
 def _describe_retrain(summary: RetrainSummary) -> str:
     base = f"base    {_figures(summary.base_evaluation)}\n" if summary.base_evaluation else ""
+    comparison = f"compare {summary.comparison}\n" if summary.comparison else ""
     return (
         f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n\n"
-        f"model   {summary.model}\nreport  {summary.evaluation.output}/report.md\nsummary {summary.output}/summary.json"
+        f"model   {summary.model}\nreport  {summary.evaluation.output}/report.md\n{comparison}"
+        f"summary {summary.output}/summary.json"
     )
 
 

@@ -108,6 +108,7 @@ class RetrainSummary:
         predictions: the merged model's answers.
         evaluation: of those.
         base_evaluation: of the base model's answers to the same records; None if it was not asked for.
+        comparison: the HTML page in the folder of this run that shows both side by side; None without the base model's answers.
     """
 
     output: str
@@ -117,3 +118,4 @@ class RetrainSummary:
     predictions: str
     evaluation: EvaluationSummary
     base_evaluation: EvaluationSummary | None
+    comparison: str | None

@@ -8,7 +8,8 @@ OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (writ
        models/KEY         merged checkpoints  |  KEY from content, settings and code: what is
        predictions/KEY    answers             |  there and unharmed is not made again
        reports/KEY        evaluation reports /
-       runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used
+       runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used;
+                          comparison.html: the answers of base and trained model side by side, with images
 ```
 """
 
@@ -26,14 +27,14 @@ from prefect.logging import get_run_logger
 from flows.configuration import RetrainConfig, RetrainSummary
 from flows.validate import validate_to_go_on
 from tasks.caching import content_key
-from tasks.evaluation import evaluate
+from tasks.evaluation import compare, evaluate
 from tasks.inference import infer, inference_key
 from tasks.merging import merge, merge_key
 from tasks.training import train, training_key
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
-from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.configuration import ComparisonConfig, EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.settings import narrow
@@ -45,7 +46,7 @@ Summary = TypeVar("Summary")
 
 @flow(name="retrain")
 def retrain(config: RetrainConfig) -> RetrainSummary:
-    """Train an adapter on the dataset, merge it, and report what it reads; the same content is not worked on twice."""
+    """Train on the dataset, merge the adapter, and report what it reads; the same content is not worked on twice."""
     return run_retrain(config)
 
 
@@ -59,17 +60,20 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
     data = digest_json([validation.digest, val_validation.digest if val_validation else None])
     predictions = _infer(config, model, records, data)
     evaluation = _evaluate(config, predictions)
-    base_evaluation = None
+    output, base_evaluation, comparison = _run_folder(config), None, None
     if config.evaluate_base:
-        base_evaluation = _evaluate(config, _infer(config, config.model, records, data))
+        base_predictions = _infer(config, config.model, records, data)
+        base_evaluation = _evaluate(config, base_predictions)
+        comparison = _compare(predictions, base_predictions, records, output)
     summary = RetrainSummary(
-        output=_run_folder(config),
+        output=output,
         validation=validation,
         training=training,
         model=model,
         predictions=predictions.output,
         evaluation=evaluation,
         base_evaluation=base_evaluation,
+        comparison=comparison,
     )
     _publish(config, summary)
     return summary
@@ -148,6 +152,13 @@ def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> Evaluatio
     return _run(lambda: evaluate(EvaluationConfig(predictions=predictions.output, output=output)), output)
 
 
+def _compare(predictions: InferenceSummary, baseline: InferenceSummary, records: str, output: str) -> str:
+    """The page in the folder of this run. It takes seconds, so each run has its own."""
+    return compare(
+        ComparisonConfig(predictions=predictions.output, baseline=baseline.output, dataset=records, output=output)
+    ).page
+
+
 def _run_folder(config: RetrainConfig) -> str:
     return join(config.output, "runs", f"{_now()}-{runtime.flow_run.id[:8]}")
 
@@ -168,6 +179,7 @@ def _publish(config: RetrainConfig, summary: RetrainSummary) -> None:
 def _links(summary: RetrainSummary) -> str:
     places = {
         "Summary": join(summary.output, "summary.json"),
+        **({"Side by side": summary.comparison} if summary.comparison else {}),
         "Report": join(summary.evaluation.output, "report.md"),
         "Model": summary.model,
         "Training": summary.training.output,

@@ -90,6 +90,16 @@ def test_the_report_of_the_base_model_is_another_one(first):
     assert digests[0] != first.training.base_digest == digests[1]
 
 
+def test_the_answers_of_both_models_stand_side_by_side_in_the_run_folder(first):
+    page = Path(first.output, "comparison.html")
+    assert first.comparison == json.loads(page.with_name("summary.json").read_text())["comparison"] == str(page)
+    html = page.read_text("utf-8")
+    assert html.count("<article") == first.evaluation.num_samples
+    assert html.count('src="data:image/') == 2
+    for evaluation in (first.evaluation, first.base_evaluation):
+        assert f"<td>{100 * evaluation.cer:.2f}\N{NO-BREAK SPACE}%</td>" in html
+
+
 def test_each_stage_leaves_its_artifacts(first, first_state, read_artifacts: Callable[[Any], list[Any]]):
     artifacts = {artifact.key: artifact for artifact in read_artifacts(first_state.state_details.flow_run_id)}
     assert {"train-progress", "merge-progress", "infer-progress"} <= artifacts.keys()
@@ -99,6 +109,8 @@ def test_each_stage_leaves_its_artifacts(first, first_state, read_artifacts: Cal
     assert 0 < len(samples) <= 20
     assert samples[0]["question"] == "Read the number."
     assert first.evaluation.output in artifacts["retrain"].data
+    assert first.comparison in artifacts["retrain"].data
+    assert first.comparison in artifacts["comparison"].data
     assert [row["model"] for row in json.loads(artifacts["retrain-metrics"].data)] == ["trained", "base"]
     assert all(len(str(artifact.data).encode()) <= 100_000 for artifact in artifacts.values())
 
@@ -130,6 +142,8 @@ def test_stages_are_found_again_when_the_cache_of_prefect_is_lost(first, config,
     assert second.training == first.training
     assert stage_folders(second) == stage_folders(first)[:-1]
     assert second.base_evaluation is None
+    assert second.comparison is None
+    assert not Path(second.output, "comparison.html").exists()
 
 
 def test_a_run_without_anything_to_evaluate_on_is_refused(config):

@@ -72,7 +72,7 @@ def score_answer(answer: str | None, references: Sequence[str]) -> Score:
         references: at least one right answer.
     """
     text = answer or ""
-    reference = min(references, key=lambda reference: _distance_for_length(text, reference))
+    reference = closest_reference(text, references)
     operations = Counter(operation.tag for operation in Levenshtein.editops(reference, text))
     return Score(
         num_rows=1,
@@ -82,6 +82,11 @@ def score_answer(answer: str | None, references: Sequence[str]) -> Score:
         substitutions=operations["replace"],
         reference_characters=len(reference),
     )
+
+
+def closest_reference(answer: str, references: Sequence[str]) -> str:
+    """The reference with the fewest edits for its length; the first of several that are as close."""
+    return min(references, key=lambda reference: _distance_for_length(answer, reference))
 
 
 def _distance_for_length(text: str, reference: str) -> tuple[float, int]:

@@ -7,6 +7,7 @@ machine of the evaluation enters a report; times stay in the manifest of the run
 import heapq
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ from yivl_core.errors import DatasetError, OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.markdown import render_markdown
 from yivl_core.evaluation.metrics import NORMALISER, Score, normalise, score_answer
-from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
-from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions
-from yivl_core.outputs.shards import PLAN_NAME, read_plan, require_complete
+from yivl_core.evaluation.rows import CheckedRows, references_of
+from yivl_core.outputs.predictions import Prediction
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import exists, is_local, join, list_files, publish_bytes, read_bytes
+from yivl_core.storage import is_local, join, list_files, publish_bytes, read_bytes
 
 FORMAT = "yivl evaluation report"
 REPORT_VERSION = 1
@@ -41,15 +41,14 @@ def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ign
         StorageError: the report cannot be written.
     """
     _refuse_foreign_reports(config.output)
-    num_planned = _num_planned(config.predictions)
-    manifest = read_manifest(join(config.predictions, MANIFEST_NAME))
+    rows = CheckedRows(config.predictions)
     tally = _Tally()
-    for prediction in read_predictions(config.predictions):
+    for prediction in rows:
         tally.add(prediction)
-        if tally.num_rows % _PROGRESS_ROWS == 0:
-            on_progress(Progress(stage="evaluate", done=tally.num_rows, total=num_planned, unit="row"))
-    _check_rows(tally, config.predictions, num_planned, manifest)
-    report = _to_report(tally, manifest)
+        if rows.num_rows % _PROGRESS_ROWS == 0:
+            on_progress(Progress(stage="evaluate", done=rows.num_rows, total=rows.num_planned, unit="row"))
+    _check_references(tally.score, config.predictions, rows.num_rows)
+    report = _to_report(tally, rows)
     publish_bytes(join(config.output, REPORT_NAME), _to_json(report))  # first, since it tells whose report.md is beside it
     publish_bytes(join(config.output, READABLE_REPORT_NAME), render_markdown(report).encode())
     return _to_summary(tally, config.output)
@@ -59,8 +58,6 @@ def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ign
 class _Tally:
     """What is known after the rows so far: sums, and the rows to show."""
 
-    digest: ContentDigest = field(default_factory=ContentDigest)
-    num_rows: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
     answered: Score = field(default_factory=Score)
@@ -70,10 +67,13 @@ class _Tally:
     worst: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
     right: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def score(self) -> Score:
+        """Of all rows with a reference, failed ones too."""
+        return self.answered + self.failed
+
     def add(self, prediction: Prediction) -> None:
-        self.num_rows += 1
-        self.digest.update(prediction)
-        references = _references(prediction)
+        references = references_of(prediction)
         if not references:
             self.counts["without_reference"] += 1
             return
@@ -98,11 +98,11 @@ class _Tally:
         )
         failure["num_rows"] += 1
 
-    def _note_example(self, prediction: Prediction, references: list[str], score: Score) -> None:
+    def _note_example(self, prediction: Prediction, references: Sequence[str], score: Score) -> None:
         example = {
             "sample_id": prediction.sample_id,
             "source": prediction.source,
-            "references": references,
+            "references": list(references),
             "response": prediction.response,
             "finish_reason": prediction.finish_reason,
             "edits": score.edits,
@@ -112,11 +112,6 @@ class _Tally:
         if score.edits:
             push = heapq.heappush if len(self.worst) < NUM_WORST else heapq.heappushpop
             push(self.worst, (score.edits, -prediction.record_index, example))
-
-
-def _references(prediction: Prediction) -> list[str]:
-    own = [] if prediction.reference is None else [prediction.reference]
-    return [*own, *prediction.references]
 
 
 def _refuse_foreign_reports(output: str) -> None:
@@ -140,32 +135,10 @@ def _refuse_foreign_reports(output: str) -> None:
         )
 
 
-def _num_planned(predictions: str) -> int | None:
-    """The number of rows that the folder has to hold; None for parts that came here without their plan."""
-    if not exists(join(predictions, PLAN_NAME)):
-        return None
-    plan = read_plan(predictions)
-    require_complete(plan)
-    return plan.num_records
-
-
-def _check_rows(tally: _Tally, predictions: str, num_planned: int | None, manifest: dict[str, Any] | None) -> None:
-    if num_planned not in (None, tally.num_rows):
-        raise OutputError(
-            f"{predictions} holds {tally.num_rows} rows, and its {PLAN_NAME} says {num_planned}; "
-            "run `yivl infer` again with an empty output folder"
-        )
-    digest = tally.digest.hexdigest()
-    stated = digest if manifest is None else manifest.get("content_digest", digest)
-    if stated != digest:
-        raise OutputError(
-            f"{predictions}: the rows were changed after they were written: their digest is {digest}, and {MANIFEST_NAME} says "
-            f"{stated}; restore the parts, or run `yivl infer` again with an empty output folder"
-        )
-    score = tally.answered + tally.failed
+def _check_references(score: Score, predictions: str, num_rows: int) -> None:
     if not score.num_rows:
         raise DatasetError(
-            f"{predictions}: none of the {tally.num_rows} rows has a reference to compare its answer with; "
+            f"{predictions}: none of the {num_rows} rows has a reference to compare its answer with; "
             "give the records a `response` (or `references`) and run `yivl infer` again"
         )
     if not score.reference_characters:
@@ -175,15 +148,15 @@ def _check_rows(tally: _Tally, predictions: str, num_planned: int | None, manife
         )
 
 
-def _to_report(tally: _Tally, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    score = tally.answered + tally.failed
-    origin = None if manifest is None else {key: value for key, value in manifest.items() if key != "times"}
+def _to_report(tally: _Tally, rows: CheckedRows) -> dict[str, Any]:
+    score = tally.score
+    origin = None if rows.manifest is None else {key: value for key, value in rows.manifest.items() if key != "times"}
     return {
         "format": FORMAT,
         "version": REPORT_VERSION,
         "normaliser": NORMALISER,
         "rows": {
-            "total": tally.num_rows,
+            "total": rows.num_rows,
             "without_reference": tally.counts["without_reference"],
             "compared": score.num_rows,
             "answered": tally.answered.num_rows,
@@ -199,7 +172,7 @@ def _to_report(tally: _Tally, manifest: dict[str, Any] | None) -> dict[str, Any]
         "failures": tally.failures,
         "worst": [example for _, _, example in sorted(tally.worst, key=lambda entry: entry[:2], reverse=True)],
         "right": tally.right,
-        "predictions": {"content_digest": tally.digest.hexdigest(), "manifest": origin},
+        "predictions": {"content_digest": rows.content_digest, "manifest": origin},
     }
 
 
@@ -223,7 +196,7 @@ def _to_json(report: dict[str, Any]) -> bytes:
 
 
 def _to_summary(tally: _Tally, output: str) -> EvaluationSummary:
-    score = tally.answered + tally.failed
+    score = tally.score
     assert score.cer is not None
     assert score.exact_match is not None
     return EvaluationSummary(
