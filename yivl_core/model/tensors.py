@@ -56,6 +56,15 @@ def open_tensors(paths: tuple[Path, ...]) -> dict[str, LazyTensor]:
     return tensors
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one weight file in memory, by name.
+
+    Raises:
+        CheckpointError: as `open_tensors`.
+    """
+    return {name: tensor.load() for name, tensor in open_tensors((path,)).items()}
+
+
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file that whoever may read new files here may read.
 

@@ -20,10 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from yivl_core.digests import digest_file, digest_json
-from yivl_core.model.tensors import open_tensors, save_tensors
+from yivl_core.model.tensors import load_tensors, save_tensors
 from yivl_core.storage import publish_folder, storage_errors
 from yivl_core.training.optimization import Optimizers
 from yivl_core.training.tuning import Tuning
@@ -99,7 +97,7 @@ def load_training(folder: Path, tuning: Tuning, optimizers: Optimizers, logged_s
         if state.num_figures != sum(logged <= step for logged in logged_steps):
             continue
         tuning.restore(step_folder(folder, step))
-        optimizers.restore(_read_tensors(step_folder(folder, step) / _OPTIMIZER_FILE))
+        optimizers.restore(load_tensors(step_folder(folder, step) / _OPTIMIZER_FILE))
         return state
     return TrainingState()
 
@@ -132,7 +130,3 @@ def _read_state(folder: Path, step: int, tuning: Tuning) -> TrainingState | None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         pass
     return None
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.load() for name, tensor in open_tensors((path,)).items()}

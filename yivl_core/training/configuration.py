@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
 _OF_LORA = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout")
+_RATES_AND_SWITCHES = {"projector_learning_rate": "freeze_projector", "vision_learning_rate": "freeze_vision_tower"}
 _OF_FULL = ("freeze_llm", "freeze_projector", "freeze_vision_tower", "optimizer", "max_shard_bytes")
 
 
@@ -130,8 +131,7 @@ class TrainingSettings(BaseModel):
                 )
         if self.freeze_llm and self.freeze_projector and self.freeze_vision_tower:
             raise ValueError("nothing is left to train: at most two of `freeze_llm`, `freeze_projector`, `freeze_vision_tower`")
-        for part in ("projector", "vision"):
-            freeze, rate = f"freeze_{part}" if part == "projector" else "freeze_vision_tower", f"{part}_learning_rate"
+        for rate, freeze in _RATES_AND_SWITCHES.items():
             if getattr(self, freeze) and getattr(self, rate) is not None:
                 raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")
         return self

@@ -1,10 +1,10 @@
 """Validated records -> packed rows in memory, ahead of the model: in threads, or in processes where these keep a GPU waiting."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,7 +186,7 @@ def load_rows(
         ImageError: as `SampleReader.load`.
     """
     if num_workers:
-        yield from _in_processes(_Rows(readers, row_tokens), groups, num_workers)
+        yield from _in_processes(partial(_load_and_pack, row_tokens=row_tokens), readers, groups, num_workers)
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         ahead: list[Future[ModelInputs]] = []
@@ -198,8 +198,8 @@ def load_rows(
 
 def _measure(reader: SampleReader, ranges: Sequence[range], num_workers: int) -> Iterator[list[_Measured]]:
     if num_workers and len(ranges) >= _RANGES_WORTH_PROCESSES:
-        return _in_processes(_Measures([reader]), ((0, indices) for indices in ranges), num_workers)
-    return ([reader.measure(index) for index in indices] for indices in ranges)
+        return _in_processes(_measure_all, [reader], ((0, indices) for indices in ranges), num_workers)
+    return (_measure_all(reader, indices) for indices in ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,40 +209,34 @@ class _Failure:
     error: YivlError
 
 
-class _Work(Dataset[Any]):
+class _Results(Dataset[Any]):
     """What a worker makes of a group, in the form of torch's loader: the group stands in the place of an index."""
 
-    def __init__(self, readers: Sequence[SampleReader]) -> None:
-        self._readers = readers
+    def __init__(self, make: Callable[[SampleReader, Sequence[int]], Any], readers: Sequence[SampleReader]) -> None:
+        self._make, self._readers = make, readers
 
     def __getitem__(self, group: Group) -> Any:
+        number, indices = group
         try:
-            return self.work(self._readers[group[0]], group[1])
+            return self._make(self._readers[number], indices)
         except YivlError as error:
             return _Failure(error)
 
-    def work(self, reader: SampleReader, indices: Sequence[int]) -> Any:
-        raise NotImplementedError
+
+def _measure_all(reader: SampleReader, indices: Sequence[int]) -> list[_Measured]:
+    return [reader.measure(index) for index in indices]
 
 
-class _Measures(_Work):
-    def work(self, reader: SampleReader, indices: Sequence[int]) -> list[_Measured]:
-        return [reader.measure(index) for index in indices]
+def _load_and_pack(reader: SampleReader, indices: Sequence[int], *, row_tokens: int) -> list[PackedBatch]:
+    return pack([reader.load(index) for index in indices], row_tokens, reader.processor.preprocessor.padding)
 
 
-class _Rows(_Work):
-    def __init__(self, readers: Sequence[SampleReader], row_tokens: int) -> None:
-        super().__init__(readers)
-        self._row_tokens = row_tokens
-
-    def work(self, reader: SampleReader, indices: Sequence[int]) -> list[PackedBatch]:
-        return pack([reader.load(index) for index in indices], self._row_tokens, reader.processor.preprocessor.padding)
-
-
-def _in_processes(work: _Work, groups: Iterable[Group], num_workers: int) -> Iterator[Any]:
-    """The results in the order of the groups."""
+def _in_processes(
+    make: Callable[[SampleReader, Sequence[int]], T], readers: Sequence[SampleReader], groups: Iterable[Group], num_workers: int
+) -> Iterator[T]:
+    """What `make` gives for each group, in their order."""
     loader = DataLoader(
-        work,
+        _Results(make, readers),
         batch_size=None,
         sampler=groups,
         num_workers=num_workers,

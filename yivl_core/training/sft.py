@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Hashable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, record_line, write_records
+from yivl_core.data.image_workers import count_cores
 from yivl_core.errors import ChildFailedError, ConfigurationError, DatasetError
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, open_checkpoint
@@ -363,7 +363,7 @@ def _is_finished(folder: RunFolder) -> bool:
 def _resolve_num_workers(config: TrainingConfig, device: torch.device) -> int:
     if config.num_workers is not None:
         return config.num_workers
-    return min(_MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
+    return min(_MAX_DEFAULT_WORKERS, count_cores()) if device.type == "cuda" else 0
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from yivl_core.model.adapters import ADAPTER_FILE, add_adapter, find_targets, sa
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration
-from yivl_core.model.tensors import LazyTensor, open_tensors, save_tensors
+from yivl_core.model.tensors import LazyTensor, load_tensors, open_tensors, save_tensors
 from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
 from yivl_core.training.configuration import TrainingConfig
 
@@ -109,7 +109,7 @@ class LoraTuning:
 
     def restore(self, folder: Path) -> None:
         """Read it back."""
-        set_peft_model_state_dict(self._adapted, _read_tensors(folder / ADAPTER_FILE))
+        set_peft_model_state_dict(self._adapted, load_tensors(folder / ADAPTER_FILE))
 
     def publish(self, saved: Path, folder: Path) -> None:
         """The adapter as it was saved."""
@@ -158,10 +158,6 @@ class FullTuning:
 
 def _rounded(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return LazyTensor(tensor.shape, dtype, lambda: tensor.load().to(dtype))
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor.load() for name, tensor in open_tensors((path,)).items()}
 
 
 def _add_adapter(model: YiVLForConditionalGeneration, config: TrainingConfig) -> PeftModel:
