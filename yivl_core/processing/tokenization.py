@@ -8,6 +8,7 @@ import codecs
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +63,7 @@ class Tokenizer:
         markers = {piece: token_id for token_id, piece in enumerate(self._pieces) if _MARKER.fullmatch(piece)}
         self._added_pattern = re.compile(f"({_any_of(self._added_tokens)})")
         self._special_pattern = re.compile(f"(?={_any_of([*markers, *self._added_tokens])})")
-        self._remembered: dict[str, npt.NDArray[np.int64]] = {}
+        self._encode_once = lru_cache(_MAX_REMEMBERED_TEXTS)(self._encode_read_only)
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
@@ -120,15 +121,11 @@ class Tokenizer:
         Returns:
             The ids, int64, not to be written to.
         """
-        if len(text) > _MAX_REMEMBERED_CHARS:
-            return np.array(self.encode(text), dtype=np.int64)
-        ids = self._remembered.get(text)
-        if ids is None:
-            ids = np.array(self.encode(text), dtype=np.int64)
-            ids.flags.writeable = False
-            if len(self._remembered) >= _MAX_REMEMBERED_TEXTS:
-                self._remembered.clear()
-            self._remembered[text] = ids
+        return self._encode_once(text) if len(text) <= _MAX_REMEMBERED_CHARS else self._encode_read_only(text)
+
+    def _encode_read_only(self, text: str) -> npt.NDArray[np.int64]:
+        ids = np.array(self.encode(text), dtype=np.int64)
+        ids.flags.writeable = False
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
