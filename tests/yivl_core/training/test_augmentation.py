@@ -42,7 +42,7 @@ def test_padding_stays_padding_and_the_line_stays_in_the_middle(seed: int) -> No
     is_padding = (changed == PADDING).all(axis=-1)
     assert is_padding[:, :18].all()
     assert is_padding[:, 38:].all()
-    assert not is_padding[:, 24:32, 8:48].any(axis=(1, 2)).all() or is_padding[:, 24:32, 8:48].mean() < 0.01
+    assert is_padding[:, 24:32, 8:48].mean() < 0.01  # where a value happens to be the padding's
 
 
 @pytest.mark.parametrize("seed", range(5))

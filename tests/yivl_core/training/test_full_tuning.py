@@ -1,6 +1,8 @@
 """Tuning the weights themselves: which of them change, how they are stored, and that the result loads wherever the base does."""
 
 import json
+import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.model.files import checkpoint_digest, open_checkpoint, read_about
+from yivl_core.model.random_checkpoint import write_random_checkpoint
 from yivl_core.model.weights import load_model, read_tensors
 from yivl_core.processing.processor import ModelInputs
 from yivl_core.progress import Progress
@@ -31,6 +34,7 @@ from yivl_core.training.tuning import Tuning
 MakeDataset = Callable[..., Path]
 Train = Callable[..., TrainingSummary]
 FULL: dict[str, Any] = {"tuner": "full", "learning_rate": 5e-3, "batch_size": 4, "num_epochs": 2}
+SHARDS = {"whole": 5_000_000, "split": 1_000_000}  # bytes; the random base has 1.2 MB in its main file
 PARTS = {"llm": ("model.language_model.", "lm_head."), "projector": ("model.mm_projector.",), "vision": ("model.vision_tower.",)}
 # Behind the selected hidden state: never run. The tiny checkpoint's tower has three layers.
 DEAD = ("model.vision_tower.encoder.layers.2.", "model.vision_tower.post_layernorm.")
@@ -113,6 +117,33 @@ def test_the_run_says_what_came_out(train: Train, tiny_checkpoint: Path) -> None
     manifest = json.loads((Path(summary.output) / "manifest.json").read_text())
     assert manifest["settings"]["learning_rate"] == 5e-3
     assert manifest["result"]["result_digest"] == summary.result_digest
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "no folder": shutil.rmtree,
+    "no weights": lambda model: (model / "model.safetensors").unlink(),
+    "a bit of the tower": lambda model: flip_a_bit(next(model.glob("vit/*/model.safetensors"))),
+    "no tokenizer": lambda model: (model / "tokenizer.model").unlink(),
+    "no held-out rows": lambda model: (model / "val.jsonl").unlink(),
+    "nothing about it": lambda model: (model / "yivl.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_a_finished_run_has_lost_is_made_again(harm: str, train: Train) -> None:
+    first = train(**FULL)
+    HARMS[harm](Path(first.model))
+    again = train(**FULL, resume=True)
+    assert again == first
+    assert checkpoint_digest(again.model) == first.result_digest
+    assert (Path(again.model) / "val.jsonl").read_bytes() == Path(again.val_dataset).read_bytes()
+    assert read_about(Path(again.model))["kind"] == "tuned"
 
 
 def test_a_tuned_model_answers_its_own_held_out_rows(train: Train, tmp_path: Path) -> None:
@@ -221,10 +252,17 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(settings: dict[str, Any],
     assert (resumed.val_loss, resumed.best_step) == (uninterrupted.val_loss, uninterrupted.best_step)
 
 
-def test_weight_files_keep_their_limit(train: Train, tiny_checkpoint: Path) -> None:
-    summary = train(**FULL, max_shard_bytes=1_000_000)
-    assert sum(path.stat().st_size for path in Path(summary.model).glob("*.safetensors")) > 0
-    assert load_model(summary.model).lm_head.weight.shape == load_model(tiny_checkpoint).lm_head.weight.shape
+def test_weight_files_keep_their_limit(train: Train, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "base", dtype=torch.float32)
+    whole, split = (
+        train(**FULL, model=str(tmp_path / "base"), output=name, max_shard_bytes=size) for name, size in SHARDS.items()
+    )
+    assert [path.name for path in Path(whole.model).glob("*.safetensors")] == ["model.safetensors"]
+    shards = sorted(Path(split.model).glob("*.safetensors"))
+    assert len(shards) == 2
+    assert all(path.stat().st_size < 1_010_000 for path in shards), "a limit of tensors, and a header"
+    one, other = (load_model(summary.model).state_dict() for summary in (whole, split))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize(
@@ -315,15 +353,17 @@ def test_an_image_that_is_gone_is_named_whoever_reads_it(num_workers: int, train
     assert caught.value.kind == "image_missing"
 
 
-def test_a_process_that_dies_is_told_in_one_line(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: Any, **__: Any) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+def test_a_process_that_dies_is_told_in_one_line(
+    train: Train, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*arguments: Any) -> RowLoss:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        return row_loss(*arguments)
 
-    monkeypatch.setattr(sft, "row_loss", die)
-    with pytest.raises(
-        ChildFailedError, match=r"worker \(pid 7\) is killed by signal: Killed.\); resume the run, with fewer num_workers"
-    ):
-        train(**FULL)
+    monkeypatch.setattr(sft, "row_loss", kill)
+    with pytest.raises(ChildFailedError, match=r"a process that prepares samples has died .*; resume the run, with fewer"):
+        train(**FULL | {"num_epochs": 20}, dataset=str(make_dataset(24)), num_workers=1)
 
 
 @pytest.mark.parametrize("settings", [FULL | {"freeze_llm": True}, {"target_modules": ".*vision_tower.*q_proj"}])
