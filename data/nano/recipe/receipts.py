@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from questions import READ_IN_CAPITALS
-from recipe import run
+from recipe import run, validate
 
 from yivl_core.evaluation.metrics import normalise, score_answer
 from yivl_core.outputs.predictions import read_predictions
@@ -53,12 +53,7 @@ def measure(model: Path, output: Path, part: str, tunings: Iterable[str]) -> dic
     """
     write_lines(Path(os.environ["YIVL_TEST_DATA"]) / "data" / "sroie_lines", output, part)
     for name in ("train", part):
-        run(
-            "validate",
-            output / f"validate-{name}.json",
-            dataset=[str(output / f"{name}.jsonl")],
-            output=str(output / f"{name}-validated"),
-        )
+        validate(output / f"{name}.jsonl", output / f"{name}-validated")
     answers = {"zero-shot": answer(output, part, "zero-shot", str(model), None)}
     for name in tunings:
         folder = output / f"run-{name}"

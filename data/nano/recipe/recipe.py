@@ -18,6 +18,8 @@ from typing import Any
 from render import render_lines
 from start import write_start
 
+from yivl_core.data.dataset import is_validated_dataset
+
 NUM_LINES, NUM_VAL_LINES = 500_000, 2_000
 SEED, VAL_SEED = 1, 2
 BATCH_SIZE = 512
@@ -48,12 +50,7 @@ def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
     render(fonts_folder, output / "val", NUM_VAL_LINES, VAL_SEED, num_workers)
     render(fonts_folder, output / "lines", NUM_LINES, SEED, num_workers)
     for name in ("val", "lines"):
-        run(
-            "validate",
-            output / f"validate-{name}.json",
-            dataset=[str(output / name / "train.jsonl")],
-            output=str(output / f"{name}-validated"),
-        )
+        validate(output / name / "train.jsonl", output / f"{name}-validated")
     if not (output / "start").exists():
         write_start(output / "start", SEED)
     places = {"model": "start", "dataset": "lines-validated", "val_dataset": "val-validated", "output": "run"}
@@ -65,6 +62,12 @@ def render(fonts_folder: Path, folder: Path, num_lines: int, seed: int, num_work
     """The lines of a seed, unless they are there."""
     if not (folder / "train.jsonl").exists():
         render_lines(fonts_folder, folder, num_lines, seed, num_workers)
+
+
+def validate(records: Path, folder: Path) -> None:
+    """The validated dataset of a jsonl file, unless it is there."""
+    if not is_validated_dataset(str(folder)):
+        run("validate", folder.with_suffix(".json"), dataset=[str(records)], output=str(folder))
 
 
 def run(command: str, settings_path: Path, **settings: Any) -> None:
