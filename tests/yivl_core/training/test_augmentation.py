@@ -1,5 +1,7 @@
 """Changed pictures: the padding stays, what is drawn follows from the seed, and nothing is drawn at strength nought."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,13 @@ def test_strokes_stay_darker_than_their_ground(seed: int) -> None:
 def test_a_stronger_change_is_a_larger_one() -> None:
     distances = [np.abs(augmented(strength).astype(float) - make_squares()).mean() for strength in (0.1, 0.4, 1.0)]
     assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # within torch's compiler
+def test_compiled_it_changes_the_same() -> None:
+    pixels = UnpaddedPixels.of([make_squares()], PADDING)
+    plain, compiled = (augment(pixels, 0.7, 3, compiled=compiled).squares().int() for compiled in (False, True))
+    assert (plain - compiled).abs().max() <= 1
+    assert (plain != compiled).float().mean() < 0.01
