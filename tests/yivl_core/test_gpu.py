@@ -20,7 +20,9 @@ from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.model.attention import packed_attention
 from yivl_core.model.weights import load_model
 from yivl_core.progress import Progress
+from yivl_core.training import sft
 from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.packing import PackedBatch
 from yivl_core.training.sft import train_adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
@@ -141,8 +143,10 @@ def test_full_tuning_keeps_float32_weights_and_learns(dtype: str, tiny_checkpoin
     assert (answered.num_records, answered.num_failed) == (summary.num_val_samples, 0)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # within torch's compiler
 @pytest.mark.parametrize(
-    "settings", [{"compile": True}, {"gradient_checkpointing": True}, {"num_workers": 2, "cache_samples": True}]
+    "settings",
+    [{"compile": True}, {"gradient_checkpointing": True}, {"num_workers": 2}, {"num_workers": 2, "cache_samples": True}],
 )
 def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
     settings: dict[str, Any], tiny_checkpoint: Path, dataset: Path, tmp_path: Path
@@ -152,6 +156,30 @@ def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
     changed = train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "changed", **common | settings))
     assert changed.train_loss == pytest.approx(plain.train_loss, rel=0.01)
     assert changed.val_loss == pytest.approx(plain.val_loss, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize(
+    "tuner", [{"tuner": "full", "optimizer": "muon", "augmentation": 0.5}, {"tuner": "lora", "target_modules": "all"}]
+)
+def test_a_step_never_waits_for_the_gpu(
+    tuner: dict[str, Any], tiny_checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, watched = sft._Trainer._step, []
+
+    def watch(trainer: sft._Trainer, number: int, rows: list[PackedBatch]) -> None:
+        is_logged = number + 1 == trainer.total_steps
+        torch.cuda.set_sync_debug_mode("default" if is_logged else "error")
+        try:
+            step(trainer, number, rows)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        watched.append(is_logged)
+
+    monkeypatch.setattr(sft._Trainer, "_step", watch)
+    settings = {"log_steps": 1000, "eval_steps": 1000, "num_epochs": 3, "num_workers": 2, "cache_samples": True}
+    train_adapter(full_tuning(tiny_checkpoint, dataset, tmp_path / "run", **tuner | settings))
+    assert watched.count(False) > 3
 
 
 def test_muon_is_refused_where_steps_can_overflow(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 PACKED_ATTENTION = "yivl_packed"
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -88,9 +87,6 @@ def _packed_attention_forward(
     return packed_attention(query, key, value, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None  # [1, S, H, E]
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """cu_seq_lens says which tokens see each other; there is no mask to build."""
-
-
+# It is registered for attention alone: without a function for its mask transformers makes none, and does not look for packed
+# samples on its own, which waits for the GPU.
 AttentionInterface.register(PACKED_ATTENTION, _packed_attention_forward)
-AttentionMaskInterface.register(PACKED_ATTENTION, _no_mask)

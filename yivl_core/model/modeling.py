@@ -112,13 +112,16 @@ class YiVLModel(YiVLPreTrainedModel):
         features: torch.Tensor = self.mm_projector(self.get_vision_features(pixel_values))
         return features
 
-    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, num_places: int | None = None) -> torch.Tensor:
+    def embed(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, image_places: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Token embeddings with image features in their places.
 
         Args:
             input_ids: int64 `[B, S]`; an image takes P places of `image_token_index`, the images in reading order.
             pixel_values: `[N, 3, H, W]`, normalised, in the same order; None where there is no image.
-            num_places: how many places for images are in `input_ids`; None: they are counted, which waits for the GPU.
+            image_places: int64 `[N * P]`, the places of images in the flattened `input_ids`; None: they are looked for, which
+                waits for the GPU.
 
         Returns:
             `[B, S, D]`.
@@ -128,15 +131,15 @@ class YiVLModel(YiVLPreTrainedModel):
         """
         is_image = input_ids == self.config.image_token_index  # [B, S]
         embeds: torch.Tensor = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))  # [B, S, D]
-        if pixel_values is None or len(pixel_values) == 0:
-            num_features, features = 0, embeds.new_empty(0)
-        else:
-            features = self.get_image_features(pixel_values).to(embeds.dtype)  # [N, P, D]
-            num_features = features.shape[0] * features.shape[1]
-        num_places = int(is_image.sum()) if num_places is None else num_places
-        if num_places != num_features:
-            raise ValueError(f"{num_places} places for image tokens in input_ids, but {num_features} image features")
-        return embeds.masked_scatter(is_image.unsqueeze(-1), features) if num_places else embeds
+        if image_places is None:
+            image_places = is_image.flatten().nonzero().flatten()
+        features = embeds.new_empty(0, embeds.shape[-1])
+        if pixel_values is not None and len(pixel_values):
+            features = self.get_image_features(pixel_values).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
+        if len(image_places) != len(features):
+            raise ValueError(f"{len(image_places)} places for image tokens in input_ids, but {len(features)} image features")
+        # A copy to places that are known needs no count of them, neither here nor in the backward pass.
+        return embeds.flatten(0, 1).index_copy(0, image_places, features).view_as(embeds)
 
     def forward(
         self,

@@ -126,5 +126,5 @@ class ImagePreprocessor:
         Returns:
             pixel_values: float32 `[N, 3, S, S]`, (value / 255 - mean) / deviation of each colour.
         """
-        table = self._table.to(pixels.device)
+        table = self._table.to(pixels.device, non_blocking=True)
         return torch.stack([table[channel][pixels[..., channel].int()] for channel in range(3)], dim=1)

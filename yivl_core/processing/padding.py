@@ -45,12 +45,22 @@ class UnpaddedPixels:
         )
 
     def to(self, device: torch.device, *, copy: bool = False) -> "UnpaddedPixels":
-        """The same on a device, in memory of its own where it is a copy."""
-        return replace(self, rows=self.rows.to(device, copy=copy), places=self.places.to(device, copy=copy))
+        """The same on a device, in memory of its own where it is a copy; to a GPU from pinned memory nothing waits for it."""
+        rows, places = (tensor.to(device, non_blocking=True, copy=copy) for tensor in (self.rows, self.places))
+        return replace(self, rows=rows, places=places)
+
+    def pin_memory(self) -> "UnpaddedPixels":
+        """The same in memory that a GPU reads by itself."""
+        return replace(self, rows=self.rows.pin_memory(), places=self.places.pin_memory())
+
+    @property
+    def colour(self) -> torch.Tensor:
+        """The padding's colour, uint8 `[3]`, on the device of the pixels; to send it there does not wait for the device."""
+        return torch.tensor(self.padding, dtype=torch.uint8).to(self.rows.device, non_blocking=True)
 
     def squares(self) -> torch.Tensor:
         """The squares again: uint8 `[N, S, S, 3]`."""
         size = self.rows.shape[1]
-        squares = torch.tensor(self.padding, dtype=torch.uint8, device=self.rows.device).repeat(self.num_images * size, size, 1)
+        squares = self.colour.repeat(self.num_images * size, size, 1)
         squares[self.places] = self.rows
         return squares.view(-1, size, size, 3)

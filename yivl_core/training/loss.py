@@ -77,7 +77,7 @@ def row_loss(
         pixels = change_images(pixels) if change_images else pixels
         pixel_values = preprocessor.normalise(pixels.squares())
     outputs = model.model(
-        inputs_embeds=model.model.embed(batch.input_ids.unsqueeze(0), pixel_values, batch.num_image_places),  # [1, S, D]
+        inputs_embeds=model.model.embed(batch.input_ids.unsqueeze(0), pixel_values, batch.image_places),  # [1, S, D]
         position_ids=batch.position_ids.unsqueeze(0),
         cu_seq_lens_q=batch.cu_seq_lens,
         max_length_q=batch.max_length,

@@ -37,7 +37,7 @@ class PackedBatch:
         targets: int64 `[L]`, those tokens.
         cu_seq_lens: int32 `[num_samples + 1]`.
         max_length: tokens of the longest sample.
-        num_image_places: how many of the tokens are places of images.
+        image_places: int64 `[K]`, the positions that are places of images.
         pixels: of its images, in the order of their places.
     """
 
@@ -47,13 +47,20 @@ class PackedBatch:
     targets: torch.Tensor
     cu_seq_lens: torch.Tensor
     max_length: int
-    num_image_places: int
+    image_places: torch.Tensor
     pixels: UnpaddedPixels
 
     def to(self, device: torch.device, *, copy: bool = False) -> "PackedBatch":
-        """The same on a device; a copy no longer uses the memory, and open files, that are shared with a worker."""
-        tensors = {name: getattr(self, name).to(device, copy=copy) for name in _TENSORS}
+        """The same on a device; a copy no longer uses the memory, and open files, that are shared with a worker.
+
+        To a GPU from pinned memory nothing waits for it.
+        """
+        tensors = {name: getattr(self, name).to(device, non_blocking=True, copy=copy) for name in _TENSORS}
         return replace(self, **tensors, pixels=self.pixels.to(device, copy=copy))
+
+    def pin_memory(self) -> "PackedBatch":
+        """The same in memory that a GPU reads by itself; torch's loader calls it."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS}, pixels=self.pixels.pin_memory())
 
     @property
     def num_samples(self) -> int:
@@ -66,7 +73,7 @@ class PackedBatch:
         return len(self.targets)
 
 
-_TENSORS = ("input_ids", "position_ids", "learned", "targets", "cu_seq_lens")
+_TENSORS = ("input_ids", "position_ids", "learned", "targets", "cu_seq_lens", "image_places")
 
 
 def pack(samples: Sequence[ModelInputs], row_tokens: int, padding: tuple[int, ...]) -> list[PackedBatch]:
@@ -103,7 +110,7 @@ def _pack_row(samples: Sequence[ModelInputs], padding: tuple[int, ...]) -> Packe
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         max_length=max(lengths),
-        num_image_places=int((input_ids == IMAGE_TOKEN_INDEX).sum()),
+        image_places=torch.from_numpy(np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)),
         pixels=UnpaddedPixels.of([sample.pixels for sample in samples], padding),
     )
 

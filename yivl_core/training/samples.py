@@ -1,6 +1,7 @@
 """Validated records -> packed rows in memory, ahead of the model: in threads, or in processes where these keep a GPU waiting."""
 
 import hashlib
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ class Samples:
 
 
 def load_rows(
-    readers: Sequence[SampleReader], groups: Iterable[Group], row_tokens: int, num_workers: int
+    readers: Sequence[SampleReader], groups: Iterable[Group], row_tokens: int, num_workers: int, *, pin_memory: bool = False
 ) -> Iterator[list[PackedBatch]]:
     """The packed rows of each group of records, later groups being prepared while one is used.
 
@@ -181,12 +182,14 @@ def load_rows(
         groups: the number of a reader, and numbers of its records.
         row_tokens: most tokens in a row.
         num_workers: processes that prepare a group each; 0: threads of this process, for one group ahead. The rows are the same.
+        pin_memory: bring what the processes prepare to memory that a GPU reads by itself, in a thread.
 
     Raises:
         ImageError: as `SampleReader.load`.
     """
     if num_workers:
-        yield from _in_processes(partial(_load_and_pack, row_tokens=row_tokens), readers, groups, num_workers)
+        make = partial(_load_and_pack, row_tokens=row_tokens)
+        yield from _in_processes(make, readers, groups, num_workers, pin_memory=pin_memory)
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         ahead: list[Future[ModelInputs]] = []
@@ -232,7 +235,12 @@ def _load_and_pack(reader: SampleReader, indices: Sequence[int], *, row_tokens: 
 
 
 def _in_processes(
-    make: Callable[[SampleReader, Sequence[int]], T], readers: Sequence[SampleReader], groups: Iterable[Group], num_workers: int
+    make: Callable[[SampleReader, Sequence[int]], T],
+    readers: Sequence[SampleReader],
+    groups: Iterable[Group],
+    num_workers: int,
+    *,
+    pin_memory: bool = False,
 ) -> Iterator[T]:
     """What `make` gives for each group, in their order."""
     loader = DataLoader(
@@ -242,12 +250,20 @@ def _in_processes(
         num_workers=num_workers,
         collate_fn=_as_it_is,
         prefetch_factor=_GROUPS_AHEAD_OF_A_WORKER,
-        multiprocessing_context="spawn",
+        multiprocessing_context=_worker_context(),
+        pin_memory=pin_memory,
     )
     for result in loader:
         if isinstance(result, _Failure):
             raise result.error
         yield result
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """Workers are forked from a process that has imported this module and nothing of the training: none waits for imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _as_it_is(result: T) -> T:

@@ -145,12 +145,14 @@ class _Data:
     def rows(self, start: int, total_steps: int) -> Iterator[list[PackedBatch]]:
         """The packed rows of each step from `start` on; behind those of an evaluated step, those of each held-out group."""
         groups = self._groups(start, total_steps)
-        readers = [self.train.reader, self.val.reader]
+        load = partial(
+            load_rows, [self.train.reader, self.val.reader], row_tokens=self.row_tokens, num_workers=self._num_workers,
+            pin_memory=self._device.type == "cuda",
+        )  # fmt: skip
         if not self._config.cache_samples:
-            return load_rows(readers, (samples for _, samples in groups), self.row_tokens, self._num_workers)
+            return load(samples for _, samples in groups)
         first_wanted = dict(self._groups(start, total_steps))
-        loaded = load_rows(readers, first_wanted.values(), self.row_tokens, self._num_workers)
-        return self._cached(groups, loaded)
+        return self._cached(groups, load(first_wanted.values()))
 
     def is_evaluated(self, step: int, total_steps: int) -> bool:
         """Whether the held-out records are evaluated when so many steps are made."""
@@ -299,7 +301,9 @@ class _Trainer:
 
     def _change_images(self, step: int, row_number: int) -> ChangeImages | None:
         seed = step_seed(step, self.config.seed) + row_number
-        return partial(augment, strength=self.config.augmentation, seed=seed) if self.config.augmentation else None
+        if not self.config.augmentation:
+            return None
+        return partial(augment, strength=self.config.augmentation, seed=seed, compiled=self.config.compile)
 
     def _loss(self, row: PackedBatch, change_images: ChangeImages | None = None) -> RowLoss:
         # LoRA's frozen weights have the dtype of the arithmetic already; weights that are tuned are float32.
