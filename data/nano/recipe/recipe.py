@@ -12,11 +12,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-from render import render_lines
-from start import write_start
 
 from yivl_core.data.dataset import is_validated_dataset
 
@@ -47,27 +45,43 @@ TRAINING: dict[str, Any] = {
 
 def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
     """Render, validate and train; what is there already is not made again."""
-    render(fonts_folder, output / "val", NUM_VAL_LINES, VAL_SEED, num_workers)
-    render(fonts_folder, output / "lines", NUM_LINES, SEED, num_workers)
-    for name in ("val", "lines"):
-        validate(output / name / "train.jsonl", output / f"{name}-validated")
-    if not (output / "start").exists():
-        write_start(output / "start", SEED)
+    with ThreadPoolExecutor() as beside:  # what takes a core some seconds
+        tasks = [
+            beside.submit(make_dataset, fonts_folder, output, "val", NUM_VAL_LINES, VAL_SEED, num_workers=1),
+            beside.submit(make_start, output / "start"),
+        ]
+        make_dataset(fonts_folder, output, "lines", NUM_LINES, SEED, num_workers)
+        for task in tasks:
+            task.result()
     places = {"model": "start", "dataset": "lines-validated", "val_dataset": "val-validated", "output": "run"}
     settings = TRAINING | {name: str(output / place) for name, place in places.items()}
     run("train", output / "train.json", **settings, num_workers=max(1, num_workers - 1), resume=True)
 
 
-def render(fonts_folder: Path, folder: Path, num_lines: int, seed: int, num_workers: int) -> None:
-    """The lines of a seed, unless they are there."""
-    if not (folder / "train.jsonl").exists():
-        render_lines(fonts_folder, folder, num_lines, seed, num_workers)
+def make_dataset(fonts_folder: Path, output: Path, name: str, num_lines: int, seed: int, num_workers: int) -> None:
+    """The lines of a seed, rendered and validated."""
+    records = output / name / "train.jsonl"
+    if not records.exists():
+        run_script("render.py", fonts=fonts_folder, output=output / name, num_lines=num_lines, seed=seed, num_workers=num_workers)
+    validate(records, output / f"{name}-validated", num_workers)
 
 
-def validate(records: Path, folder: Path) -> None:
+def make_start(folder: Path) -> None:
+    """The checkpoint that the training starts from."""
+    if not folder.exists():
+        run_script("start.py", output=folder, seed=SEED)
+
+
+def validate(records: Path, folder: Path, num_workers: int | None = None) -> None:
     """The validated dataset of a jsonl file, unless it is there."""
     if not is_validated_dataset(str(folder)):
-        run("validate", folder.with_suffix(".json"), dataset=[str(records)], output=str(folder))
+        run("validate", folder.with_suffix(".json"), dataset=[str(records)], output=str(folder), num_workers=num_workers)
+
+
+def run_script(name: str, **options: Any) -> None:
+    """A script of this folder in a process of its own, whose workers then load no more than it needs."""
+    arguments = [part for option, value in options.items() for part in (f"--{option.replace('_', '-')}", str(value))]
+    subprocess.run([sys.executable, str(Path(__file__).with_name(name)), *arguments], check=True)
 
 
 def run(command: str, settings_path: Path, **settings: Any) -> None:

@@ -83,7 +83,7 @@ def test_the_recipe_makes_a_model_and_goes_on_where_it_stopped(
     monkeypatch.setattr(recipe, "NUM_LINES", 48)
     monkeypatch.setattr(recipe, "NUM_VAL_LINES", 8)
     monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING | {"batch_size": 16, "num_epochs": 2, "compile": False})
-    monkeypatch.setattr(recipe, "write_start", lambda folder, seed: start.write_start(folder, seed, small))
+    start.write_start(tmp_path / "start", recipe.SEED, small)
     recipe.make_model(fonts_folder, tmp_path, num_workers=1)
     load_model(tmp_path / "run" / "model")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
