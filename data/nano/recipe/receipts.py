@@ -37,7 +37,7 @@ COMMON: dict[str, Any] = {
 }
 TUNINGS: dict[str, dict[str, Any]] = {
     "default": {"learning_rate": 2e-3, "num_epochs": 6, "augmentation": 0.3},
-    "all": {"target_modules": "all", "lora_rank": 16, "learning_rate": 1e-3, "num_epochs": 5, "augmentation": 0.5},
+    "all": {"target_modules": "all", "lora_rank": 16, "learning_rate": 1e-3, "num_epochs": 4, "augmentation": 0.5},
     "full": {"tuner": "full", "learning_rate": 3e-4, "num_epochs": 5, "augmentation": 0.5},
 }
 

@@ -3,7 +3,8 @@
     python data/nano/recipe/render.py --fonts .fonts --output lines --num-lines 100000 --seed 1 --num-workers 8
 
 Writes `images/PPPP/NNNNNNNN.jpg`, 1,000 to a folder, and `train.jsonl` in the order of the index. Line `i` depends on the seed
-and on `i` only, so neither the number of workers nor the number of lines changes it.
+and on `i` only, so neither the number of workers nor the number of lines changes it. A few go on: one more question about the
+same picture, or one about another (`NNNNNNNN-2.jpg`), so that the model can hold a conversation.
 """
 
 import argparse
@@ -14,17 +15,29 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from questions import choose_question
 from rendering import LineRenderer, encode_jpeg
 from texts import TextSampler
 
 BLOCK_LINES = 1_000
+MAX_ROUNDS = 4
+SHARE_GOING_ON = 0.08  # after each round
+SHARE_SAME_PICTURE = 0.5  # of later rounds
 _SEED_STEP = 2**40  # lines of one seed never meet those of another
 
 
+class Round(NamedTuple):
+    """A question about a picture (a JPEG; None: that of the round before), and its answer."""
+
+    jpeg: bytes | None
+    question: str
+    answer: str
+
+
 class LineMaker:
-    """Makes the line of an index: its picture as JPEG, its question and its answer.
+    """Makes the line of an index, with what is asked about it.
 
     Args:
         fonts_folder: what fonts.py has written.
@@ -36,12 +49,18 @@ class LineMaker:
         self._renderer = LineRenderer(fonts_folder)
         self._seed = seed
 
-    def make(self, index: int) -> tuple[bytes, str, str]:
-        """JPEG, question and answer."""
+    def make(self, index: int) -> list[Round]:
+        """A conversation, mostly of one round."""
         rng = random.Random(self._seed * _SEED_STEP + index)
-        text = self._sampler.sample(rng)
-        question, answer = choose_question(text, rng)
-        return encode_jpeg(self._renderer.render(text, rng), rng), question, answer
+        rounds: list[Round] = []
+        text = ""
+        while not rounds or (len(rounds) < MAX_ROUNDS and rng.random() < SHARE_GOING_ON):
+            jpeg = None
+            if not rounds or rng.random() >= SHARE_SAME_PICTURE:
+                text = self._sampler.sample(rng)
+                jpeg = encode_jpeg(self._renderer.render(text, rng), rng)
+            rounds.append(Round(jpeg, *choose_question(text, rng)))
+        return rounds
 
 
 def render_lines(fonts_folder: Path, output: Path, num_lines: int, seed: int, num_workers: int) -> Path:
@@ -82,10 +101,15 @@ def render_block(block: int, output: Path, num_lines: int) -> int:
     folder.mkdir(exist_ok=True)
     records = []
     for index in indices:
-        jpeg, question, answer = maker.make(index)
-        path = folder / f"{index:08}.jpg"
-        path.write_bytes(jpeg)
-        records.append(json.dumps({"query": question, "response": answer, "images": [path.relative_to(output).as_posix()]}))
+        rounds = maker.make(index)
+        images = []
+        for number, jpeg in enumerate((jpeg for jpeg, _, _ in rounds), start=1):
+            path = folder / (f"{index:08}.jpg" if number == 1 else f"{index:08}-{number}.jpg")
+            images.append(None if jpeg is None else path.relative_to(output).as_posix())
+            if jpeg is not None:
+                path.write_bytes(jpeg)
+        *history, (question, answer) = [(question, answer) for _, question, answer in rounds]
+        records.append(json.dumps({"query": question, "response": answer, "history": history, "images": images}))
     part_path(output, block).write_text("".join(f"{record}\n" for record in records), encoding="utf-8")
     return len(records)
 

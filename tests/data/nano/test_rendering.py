@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.validation import validate_dataset
+
 PRINTABLE = {chr(code) for code in range(32, 127)}
 
 
@@ -58,7 +61,7 @@ def test_records_ask_for_what_they_answer(fonts_folder: Path):
     maker = LineMaker(fonts_folder, seed=3)
     met = Counter()
     for index in range(2_000):
-        _, question, answer = maker.make(index)
+        _, question, answer = maker.make(index)[0]
         met[question] += 1
         assert answer.strip() == answer != ""
         if question == questions.READ_IN_CAPITALS:
@@ -75,12 +78,32 @@ def test_records_ask_for_what_they_answer(fonts_folder: Path):
     assert 0.40 < met[questions.READ_IN_CAPITALS] / 2_000 < 0.50
 
 
+def test_some_lines_go_on_with_the_same_picture_or_another(fonts_folder: Path, tmp_path: Path):
+    from render import MAX_ROUNDS, render_lines
+
+    render_lines(fonts_folder, tmp_path / "lines", 1_000, seed=5, num_workers=1)
+    records = [json.loads(line) for line in (tmp_path / "lines" / "train.jsonl").read_text().splitlines()]
+    longer = [record for record in records if record["history"]]
+    assert 50 < len(longer) < 110
+    assert {len(record["history"]) + 1 for record in longer} <= set(range(2, MAX_ROUNDS + 1))
+    second = Counter(record["images"][1] is None for record in longer)
+    assert min(second.values()) > 0.3 * len(longer)
+    validated = validate_dataset(
+        ValidationConfig(dataset=(str(tmp_path / "lines" / "train.jsonl"),), output=str(tmp_path / "validated"))
+    )
+    assert (validated.num_records, validated.num_errors) == (1_000, 0)
+    assert validated.num_images == sum(image is not None for record in records for image in record["images"])
+    for record in longer:
+        if record["images"] == [record["images"][0], None]:
+            assert record["history"][0][1].upper() == record["response"].upper()
+
+
 def test_pictures_keep_their_size_and_show_ink(fonts_folder: Path):
     from render import LineMaker
 
     maker, modes = LineMaker(fonts_folder, seed=4), Counter()
     for index in range(1_000):
-        jpeg, _, answer = maker.make(index)
+        jpeg, _, answer = maker.make(index)[0]
         image = Image.open(io.BytesIO(jpeg))
         modes[image.mode] += 1
         assert 8 <= image.height <= 48, index
@@ -111,7 +134,7 @@ def digest_lines(folder: Path) -> list[tuple[str, str, str]]:
     """Question, answer and digest of the picture of each record, in order."""
     records = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     for index, record in enumerate(records):
-        assert list(record) == ["query", "response", "images"]
+        assert list(record) == ["query", "response", "history", "images"]
         assert record["images"][0].endswith(f"/{index:08}.jpg")
     return [
         (record["query"], record["response"], hashlib.sha256((folder / record["images"][0]).read_bytes()).hexdigest())
