@@ -77,7 +77,8 @@ class TrainingSettings(BaseModel):
         default=False, description="compute each layer again in the backward pass: less memory, a third more time"
     )
     compile: bool = Field(
-        default=False, description="compile the layers (torch.compile): a minute at the start, then faster steps on a GPU"
+        default=False,
+        description="compile layers and augmentation (torch.compile): a minute at the start, then faster steps on a GPU",
     )
     num_workers: int | None = Field(
         default=None,

@@ -2,14 +2,19 @@
 
 import hashlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
@@ -173,7 +178,12 @@ class Samples:
 
 
 def load_rows(
-    readers: Sequence[SampleReader], groups: Iterable[Group], row_tokens: int, num_workers: int, *, pin_memory: bool = False
+    readers: Sequence[SampleReader],
+    groups: Iterable[Group],
+    row_tokens: int,
+    num_workers: int,
+    *,
+    gpu: torch.device | None = None,
 ) -> Iterator[list[PackedBatch]]:
     """The packed rows of each group of records, later groups being prepared while one is used.
 
@@ -182,14 +192,14 @@ def load_rows(
         groups: the number of a reader, and numbers of its records.
         row_tokens: most tokens in a row.
         num_workers: processes that prepare a group each; 0: threads of this process, for one group ahead. The rows are the same.
-        pin_memory: bring what the processes prepare to memory that a GPU reads by itself, in a thread.
+        gpu: for which what the processes prepare is brought to memory that it reads by itself, in a thread; None: for none.
 
     Raises:
         ImageError: as `SampleReader.load`.
     """
     if num_workers:
         make = partial(_load_and_pack, row_tokens=row_tokens)
-        yield from _in_processes(make, readers, groups, num_workers, pin_memory=pin_memory)
+        yield from _in_processes(make, readers, groups, num_workers, gpu=gpu)
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         ahead: list[Future[ModelInputs]] = []
@@ -240,7 +250,7 @@ def _in_processes(
     groups: Iterable[Group],
     num_workers: int,
     *,
-    pin_memory: bool = False,
+    gpu: torch.device | None = None,
 ) -> Iterator[T]:
     """What `make` gives for each group, in their order."""
     loader = DataLoader(
@@ -251,19 +261,37 @@ def _in_processes(
         collate_fn=_as_it_is,
         prefetch_factor=_GROUPS_AHEAD_OF_A_WORKER,
         multiprocessing_context=_worker_context(),
-        pin_memory=pin_memory,
+        worker_init_fn=_end_with_the_training,
+        pin_memory=gpu is not None,
     )
-    for result in loader:
+    with nullcontext() if gpu is None else torch.cuda.device(gpu):  # the loader pins for the GPU that is current when it starts
+        results = iter(loader)
+    for result in results:
         if isinstance(result, _Failure):
             raise result.error
         yield result
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a process that has imported this module and nothing of the training: none waits for imports."""
+    """Workers are forked from a process that has imported this module and nothing of the training, so that not each imports it.
+
+    That process is started once for all trainings of this one.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _end_with_the_training(_: int) -> None:
+    """Let this worker end when the process of the training does: torch looks at the worker's parent only, which lives on."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def wait() -> None:
+        connection.wait([training.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_it_is(result: T) -> T:

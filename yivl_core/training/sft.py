@@ -85,7 +85,7 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
                     raise
                 raise ChildFailedError(
                     f"a process that prepares samples has died ({str(error).strip()}); resume the run, with fewer num_workers "
-                    "or with 0"
+                    'or with 0; a script of your own has to start it below `if __name__ == "__main__":`'
                 ) from error
             return trainer.publish()
 
@@ -147,7 +147,7 @@ class _Data:
         groups = self._groups(start, total_steps)
         load = partial(
             load_rows, [self.train.reader, self.val.reader], row_tokens=self.row_tokens, num_workers=self._num_workers,
-            pin_memory=self._device.type == "cuda",
+            gpu=self._device if self._device.type == "cuda" else None,
         )  # fmt: skip
         if not self._config.cache_samples:
             return load(samples for _, samples in groups)

@@ -45,14 +45,14 @@ TRAINING: dict[str, Any] = {
 
 def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
     """Render, validate and train; what is there already is not made again."""
-    with ThreadPoolExecutor() as beside:  # what takes a core some seconds
+    with ThreadPoolExecutor() as beside:  # the first two take a core some seconds
         tasks = [
             beside.submit(make_dataset, fonts_folder, output, "val", NUM_VAL_LINES, VAL_SEED, num_workers=1),
             beside.submit(make_start, output / "start"),
+            beside.submit(make_dataset, fonts_folder, output, "lines", NUM_LINES, SEED, num_workers),
         ]
-        make_dataset(fonts_folder, output, "lines", NUM_LINES, SEED, num_workers)
-        for task in tasks:
-            task.result()
+    for task in tasks:
+        task.result()
     places = {"model": "start", "dataset": "lines-validated", "val_dataset": "val-validated", "output": "run"}
     settings = TRAINING | {name: str(output / place) for name, place in places.items()}
     run("train", output / "train.json", **settings, num_workers=max(1, num_workers - 1), resume=True)

@@ -131,11 +131,14 @@ def part_path(output: Path, block: int) -> Path:
 def join_parts(output: Path, num_blocks: int) -> Path:
     """Write train.jsonl from the parts of all blocks, and delete them."""
     path = output / "train.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for block in range(num_blocks):
-            part = part_path(output, block)
+    joined = output / "train.jsonl.part"
+    parts = [part_path(output, block) for block in range(num_blocks)]
+    with joined.open("w", encoding="utf-8") as file:
+        for part in parts:
             file.write(part.read_text(encoding="utf-8"))
-            part.unlink()
+    joined.replace(path)  # in one step: who finds it takes it for whole
+    for part in parts:
+        part.unlink()
     return path
 
 
@@ -148,6 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which lines (default: 0)")
     parser.add_argument("--num-workers", type=int, default=multiprocessing.cpu_count(), help="processes (default: one a core)")
     options = parser.parse_args(arguments)
+    for name, least in (("num_lines", 1), ("num_workers", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} has to be {least} or more")
     render_lines(options.fonts, options.output, options.num_lines, options.seed, options.num_workers)
 
 

@@ -54,6 +54,39 @@ def test_several_workers_write_what_one_writes(fonts_folder: Path, tmp_path: Pat
     assert (tmp_path / "2" / "images" / "0001" / "00001004.jpg").is_file()
 
 
+def test_what_is_joined_appears_whole(fonts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever finds train.jsonl takes it for all lines."""
+    import render
+
+    monkeypatch.setattr(render, "BLOCK_LINES", 8)
+    read, num_read = Path.read_text, Counter()
+
+    def fail_at_second(path: Path, *arguments: object, **settings: object) -> str:
+        num_read[path.suffix] += 1
+        if num_read[".part"] == 2:
+            raise OSError(28, "No space left on device")
+        return read(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail_at_second)
+        with pytest.raises(OSError, match="No space left"):
+            render.render_lines(fonts_folder, tmp_path, 20, seed=5, num_workers=1)
+    assert not (tmp_path / "train.jsonl").exists()
+    render.render_lines(fonts_folder, tmp_path, 20, seed=5, num_workers=1)
+    assert len(digest_lines(tmp_path)) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "train.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--num-lines=0", "--num-workers=0", "--seed=-1"])
+def test_numbers_that_make_no_sense_are_refused(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import render
+
+    with pytest.raises(SystemExit, match="2"):
+        render.main(["--output", str(tmp_path / "lines"), "--num-lines", "3", option])
+    assert f"{option.split('=')[0]} has to be" in capsys.readouterr().err
+    assert not (tmp_path / "lines").exists()
+
+
 def test_records_ask_for_what_they_answer(fonts_folder: Path):
     import questions
     from render import LineMaker
