@@ -85,8 +85,11 @@ def score_answer(answer: str | None, references: Sequence[str]) -> Score:
 
 
 def closest_reference(answer: str, references: Sequence[str]) -> str:
-    """The reference with the fewest edits for its length; the first of several that are as close."""
-    return min(references, key=lambda reference: _distance_for_length(answer, reference))
+    """The reference with the fewest edits for its length; of several that are as close the first in order of code points.
+
+    Their own order decides nothing: equally many edits may be insertions, deletions and substitutions in different shares.
+    """
+    return min(references, key=lambda reference: (_distance_for_length(answer, reference), reference))
 
 
 def _distance_for_length(text: str, reference: str) -> tuple[float, int]:

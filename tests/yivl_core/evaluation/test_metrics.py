@@ -113,6 +113,15 @@ def test_sums_do_not_depend_on_order_or_grouping(rows: list[tuple[str | None, li
     assert total(scores).edits == sum(score.edits for score in scores)
 
 
+def test_of_references_that_are_as_close_the_same_counts_in_any_order() -> None:
+    """Five edits each: two substitutions and three deletions, or one insertion and four deletions."""
+    answer, references = "000\xe9\u0301\u0301", ["000000\xe900", "000\u03010000\u0301"]
+    scores = [score_answer(answer, ordered) for ordered in (references, references[::-1])]
+    alone = [score_answer(answer, [reference]) for reference in references]
+    assert alone[0] != alone[1], "they differ in how the edits are shared out"
+    assert scores[0] == scores[1]
+
+
 @settings(deadline=None)
 @given(answer=texts, references=st.lists(texts, min_size=1, max_size=4), data=st.data())
 def test_closest_reference_counts_whatever_their_order(answer: str, references: list[str], data: st.DataObject) -> None:
