@@ -27,7 +27,7 @@ def augment(pixels: UnpaddedPixels, strength: float, seed: int, *, compiled: boo
         pixels: on any device.
         strength: 0 (hardly changed) to 1.
         seed: of what is drawn; another device draws other numbers.
-        compiled: by `torch.compile`: a minute at the start, then a few passes over the pixels rather than forty.
+        compiled: by `torch.compile`: some seconds at the start, then fewer passes over the pixels.
 
     Returns:
         pixels on the same device.

@@ -10,7 +10,7 @@ import pytest
 
 from yivl_core.data.records import Record
 from yivl_core.model.configuration import read_config
-from yivl_core.model.files import open_checkpoint
+from yivl_core.model.files import checkpoint_digest, open_checkpoint
 from yivl_core.model.weights import expected_shapes, load_model
 from yivl_core.processing.processor import Processor
 from yivl_core.processing.tokenization import Tokenizer
@@ -67,6 +67,19 @@ def test_the_settings_are_those_of_a_training(start_folder: Path) -> None:
     places = {"model": str(start_folder), "dataset": "d", "output": "o"}
     for settings in (TRAINING, *(COMMON | tuning for tuning in TUNINGS.values())):
         TrainingConfig(**settings, **places)
+
+
+@pytest.mark.slow
+def test_the_start_that_the_recipe_makes_is_that_of_its_seed(tmp_path: Path) -> None:
+    import recipe
+    from start import write_start
+
+    recipe.make_start(tmp_path / "made")
+    write_start(tmp_path / "written", recipe.SEED)
+    assert checkpoint_digest(tmp_path / "made") == checkpoint_digest(tmp_path / "written")
+    before = (tmp_path / "made" / "config.json").stat().st_mtime_ns
+    recipe.make_start(tmp_path / "made")
+    assert (tmp_path / "made" / "config.json").stat().st_mtime_ns == before, "what is there is not made again"
 
 
 @pytest.mark.slow
