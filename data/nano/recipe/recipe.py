@@ -18,7 +18,7 @@ from typing import Any
 
 from yivl_core.data.dataset import is_validated_dataset
 
-NUM_LINES, NUM_VAL_LINES = 700_000, 2_000
+NUM_LINES, NUM_VAL_LINES = 680_000, 2_000
 SEED, VAL_SEED = 1, 2
 BATCH_SIZE = 512
 TRAINING: dict[str, Any] = {
@@ -31,7 +31,7 @@ TRAINING: dict[str, Any] = {
     "lr_schedule": "cosine",
     "warmup_ratio": 0.04,
     "batch_size": BATCH_SIZE,
-    "num_epochs": 4.7,
+    "num_epochs": 4.45,
     "cache_samples": True,
     "row_tokens": 400 * BATCH_SIZE,  # a step is one row
     "augmentation": 0.5,
