@@ -143,7 +143,8 @@ def test_full_tuning_keeps_float32_weights_and_learns(dtype: str, tiny_checkpoin
     assert (answered.num_records, answered.num_failed) == (summary.num_val_samples, 0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # within torch's compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # within torch's compiler, as is the next
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "settings",
     [{"compile": True}, {"gradient_checkpointing": True}, {"num_workers": 2}, {"num_workers": 2, "cache_samples": True}],
