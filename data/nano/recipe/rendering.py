@@ -95,6 +95,8 @@ class LineRenderer:
         if rng.random() < 0.4:
             letter = rng.choice((rng.uniform(-0.03, 0.08), rng.uniform(0, 0.12), rng.uniform(0.05, 0.4)))
             spacing = (letter * size, rng.uniform(-0.08, 0.5) * size + max(letter, 0) * size)
+        if rng.random() < 0.1:  # words in columns
+            spacing = (spacing[0], spacing[1] + rng.uniform(0.3, 2.5) * size)
         line = self._typesetter.set_text(text, face, size, *spacing)
         rows = np.flatnonzero(line.ink.any(1))
         top, bottom = int(rows[0]), int(rows[-1]) + 1

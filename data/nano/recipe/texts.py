@@ -9,7 +9,7 @@ from vocabulary import ABBREVIATIONS, COMPANY_WORDS, FIRST_NAMES, LABELS, PHRASE
 
 USUAL_LENGTH = 24
 MAX_LENGTH = 32
-LONG_SHARE = 0.03
+LONG_SHARE = 0.06
 
 
 class TextSampler:
@@ -22,16 +22,17 @@ class TextSampler:
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
         kinds: list[tuple[float, Callable[[random.Random], str]]] = [
-            (0.24, sample_amount),
+            (0.20, sample_amount),
             (0.05, sample_date_or_time),
-            (0.07, sample_code),
+            (0.06, sample_code),
             (0.03, sample_phone),
             (0.03, sample_number),
-            (0.11, self._sample_labelled),
-            (0.15, sample_retail),
-            (0.11, self._sample_words),
+            (0.12, self._sample_labelled),
+            (0.13, sample_retail),
+            (0.03, sample_item),
+            (0.12, self._sample_words),
             (0.03, sample_syllables),
-            (0.05, self._sample_address),
+            (0.07, self._sample_address),
             (0.08, sample_characters),
             (0.05, sample_lone_character),
         ]
@@ -107,3 +108,12 @@ def sample_retail(rng: random.Random) -> str:
     else:
         text = decorate(rng.choice(PHRASES), rng)
     return set_case(text, rng)
+
+
+def sample_item(rng: random.Random) -> str:
+    """What was bought, how many, and at what price, or some of it."""
+    name = set_case(" ".join(rng.choice(RETAIL_WORDS) for _ in range(rng.choice((1, 1, 2)))), rng)
+    parts = rng.choice(
+        ([sample_quantity(rng), name], [name, sample_amount(rng)], [sample_quantity(rng), name, sample_amount(rng)])
+    )
+    return " ".join(parts)

@@ -126,3 +126,37 @@ def test_figures_on_receipts_are_those_of_the_answers(
     assert len(lines["train"]) + len(lines["dev"]) == 10_409
     assert not {line["cluster_id"] for line in lines["train"]} & {line["cluster_id"] for line in lines["dev"]}
     assert all((tmp_path / line["images"][0]).is_file() for line in lines["dev"])
+
+
+def test_figures_on_one_part_of_the_receipts_never_stand_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import receipts
+
+    worked_in = {}
+
+    def measure(model: Path, output: Path, part: str, tunings: list[str]) -> dict[str, Any]:
+        worked_in[part] = output
+        return {}
+
+    monkeypatch.setattr(receipts, "measure", measure)
+    monkeypatch.setenv("YIVL_TEST_DATA", str(tmp_path))
+    for part in ("dev", "val"):
+        receipts.main(["--output", str(tmp_path / "out"), "--on", part])
+    assert worked_in["dev"] != worked_in["val"]
+    assert all(folder.parent == tmp_path / "out" for folder in worked_in.values())
+
+
+@pytest.mark.slow
+def test_figures_on_rendered_lines_count_each_line_once(
+    start_folder: Path, fonts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rendered
+
+    monkeypatch.setattr(rendered, "NUM_VAL_LINES", 8)
+    monkeypatch.setattr(rendered, "QUESTIONS", {"as-printed": rendered.READ_AS_PRINTED})
+    [bands] = rendered.measure(start_folder, fonts_folder, tmp_path, num_workers=1).values()
+    asked = [json.loads(line) for line in (tmp_path / "lines" / "as-printed.jsonl").read_text().splitlines()]
+    assert 0 < len(asked) <= 8
+    assert (bands["all"][1], bands["all"][3]) == (sum(len(record["response"]) for record in asked), len(asked))
+    parts = sum(values for band, values in bands.items() if band != "all")
+    assert parts.tolist() == bands["all"].tolist()
+    assert len(rendered.table({"as-printed": bands}).splitlines()) == 2 + len(bands)
