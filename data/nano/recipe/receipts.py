@@ -26,7 +26,7 @@ from yivl_core.outputs.predictions import read_predictions
 
 NUM_DEV_RECEIPTS = 50
 NUM_DRAWS = 4_000
-BARE = "zero-shot"
+BARE, BARE_IN_CAPITALS = "zero-shot", "zero-shot, in capitals"
 COMMON: dict[str, Any] = {
     "batch_size": 128,
     "row_tokens": 32_000,
@@ -44,18 +44,18 @@ TUNINGS: dict[str, dict[str, Any]] = {
 
 
 def measure(model: Path, output: Path, part: str, tunings: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The figures of the bare model and of each tuning, by name.
+    """The figures of the bare model, asked in two ways, and of each tuning, by name.
 
     Args:
         model: checkpoint folder.
-        output: folder to work in; what is there is not made again.
+        output: folder to work in, for this part alone; what is there is not made again.
         part: `val` or `dev`.
         tunings: names in `TUNINGS`.
     """
     write_lines(Path(os.environ["YIVL_TEST_DATA"]) / "data" / "sroie_lines", output, part)
     for name in ("train", part, BARE):
         validate(output / f"{name}.jsonl", output / f"{name}-validated")
-    answers = {BARE: answer(output, BARE, BARE, str(model), None)}
+    answers = {name: answer(output, lines, name, str(model), None) for name, lines in ((BARE, BARE), (BARE_IN_CAPITALS, part))}
     for name in tunings:
         folder = output / f"run-{name}"
         places = {"model": str(model), "dataset": str(output / "train-validated"), "output": str(folder)}
@@ -141,19 +141,20 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read the command line, measure, and print the table."""
     parser = argparse.ArgumentParser(description="Measure the model on lines of real receipts.")
     parser.add_argument("--model", type=Path, default=Path("data/nano"), help="checkpoint folder (default: data/nano)")
     parser.add_argument("--output", type=Path, required=True, help="folder to work in")
     parser.add_argument("--on", choices=("val", "dev"), default="val", help="which receipts are read (default: val)")
     parser.add_argument("--tunings", nargs="*", choices=TUNINGS, default=list(TUNINGS), help="which tunings (default: all)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if "YIVL_TEST_DATA" not in os.environ:
         sys.exit("set YIVL_TEST_DATA to the folder that holds data/sroie_lines")
-    options.output.mkdir(parents=True, exist_ok=True)
-    results = measure(options.model, options.output, options.on, options.tunings)
-    (options.output / "figures.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    output = options.output / options.on
+    output.mkdir(parents=True, exist_ok=True)
+    results = measure(options.model, output, options.on, options.tunings)
+    (output / "figures.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
 
 
