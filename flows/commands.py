@@ -137,7 +137,7 @@ COMMANDS = {
         flow="flows.infer:infer",
         config=InferConfig,
         describe=_describe_inference,
-        example='yivl infer --model models/first --images scans/ --prompt "Read the text." --output predictions/scans',
+        example='yivl infer --model models/first --images scans/ --prompt "Transcribe the text." --output predictions/scans',
     ),
     "evaluate": Command(
         help="compare predictions with their references",

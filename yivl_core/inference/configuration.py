@@ -72,8 +72,8 @@ def find_input(config: InferenceConfig) -> InputSource:
     held_out = folder / HELD_OUT_FILE
     if not held_out.is_file():
         raise ConfigurationError(
-            f"{folder}: has no {HELD_OUT_FILE}, so it was not trained or merged by yivl, and nobody knows which records were "
-            "held out; give --dataset"
+            f"{folder}: has no {HELD_OUT_FILE}, which yivl writes beside what it trains or merges, so nobody knows which records "
+            "were held out; give --dataset"
         )
     return source.model_copy(update={"dataset": str(held_out)})
 

@@ -452,7 +452,7 @@ def test_the_records_that_training_held_out_are_found_again(
 
 
 def test_without_held_out_records_a_dataset_has_to_be_named(infer: Infer, tiny_checkpoint: Path) -> None:
-    message = rf"{tiny_checkpoint}: has no val.jsonl, so it was not trained or merged by yivl, .*; give --dataset"
+    message = rf"{tiny_checkpoint}: has no val.jsonl, .*; give --dataset"
     with pytest.raises(ConfigurationError, match=message):
         infer(model=str(tiny_checkpoint), load_dataset_config=True)
 
