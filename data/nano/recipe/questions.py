@@ -20,18 +20,8 @@ SHARE_ALMOST = 0.08  # of the questions above
 
 SHARE_WORDED_IN_CAPITALS = 0.3  # of the questions that are worded anew
 OPENINGS = (
-    "",
-    "",
-    "",
-    "",
-    "Please ",
-    "Now ",
-    "Can you ",
-    "Could you please ",
-    "I want you to ",
-    "You are an OCR engine. ",
-    "OCR: ",
-)
+    "", "", "", "", "Please ", "Now ", "Can you ", "Could you please ", "I want you to ", "You are an OCR engine. ", "OCR: ",
+)  # fmt: skip
 VERBS = (
     "read", "transcribe", "copy", "extract", "recognise", "recognize", "write down", "type", "print", "give me", "tell me",
     "return", "output", "show", "perform OCR on", "convert to text", "spell out",
@@ -42,7 +32,7 @@ OBJECTS = (
 )  # fmt: skip
 PLACES = (
     "", "", "", " in the image", " in this image", " of the image", " in the picture", " in the photo", " here", " shown",
-    " on the receipt", " on this paper", " from the scan", " exactly", " as it is printed", " only",
+    " on the receipt", " on this paper", " from the scan", " exactly", " only",
 )  # fmt: skip
 IN_CAPITALS = (
     " in capital letters", ", in capital letters", " in capitals", ", in capitals", " in upper case", " in uppercase",
@@ -54,14 +44,9 @@ ASKED = (
     "Describe the picture", "Caption this image", "And this", "And here",
 )  # fmt: skip
 IN_OTHER_LANGUAGES = (
-    "\u8bfb\u51fa\u56fe\u4e2d\u7684\u6587\u5b57\u3002",
-    "\u8bf7\u8bc6\u522b\u56fe\u7247\u4e2d\u7684\u6587\u5b57\u3002",
-    "\u56fe\u7247\u91cc\u5199\u7684\u662f\u4ec0\u4e48\uff1f",
-    "Baca teks dalam gambar ini.",
-    "Lies den Text im Bild.",
-    "Lis le texte de l'image.",
-    "Lee el texto de la imagen.",
-)
+    "读出图中的文字。", "请识别图片中的文字。", "图片里写的是什么", "Baca teks dalam gambar ini.", "Lies den Text im Bild.",
+    "Lis le texte de l'image.", "Lee el texto de la imagen.",
+)  # fmt: skip
 ENDS = (".", ".", ".", "", "", "", ":", "!", "?", " .")
 
 

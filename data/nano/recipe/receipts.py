@@ -26,7 +26,7 @@ from yivl_core.outputs.predictions import read_predictions
 
 NUM_DEV_RECEIPTS = 50
 NUM_DRAWS = 4_000
-BARE, BARE_IN_CAPITALS = "zero-shot", "zero-shot, in capitals"
+BARE, BARE_IN_CAPITALS = "zero-shot", "zero-shot-in-capitals"
 COMMON: dict[str, Any] = {
     "batch_size": 128,
     "row_tokens": 32_000,
@@ -100,15 +100,15 @@ def write_lines(source: Path, output: Path, part: str) -> None:
 
 
 def answer(output: Path, lines: str, name: str, model: str, adapter: str | None) -> dict[str, np.ndarray]:
-    """The lines answered: edits, reference characters, exact answers and lines of each receipt."""
+    """The lines answered: edits, reference characters, exact answers and lines of each cluster, such as a receipt."""
     folder = output / f"answers-{name}"
     settings = {"model": model, "adapter": adapter, "dataset": str(output / f"{lines}-validated"), "output": str(folder)}
     run("infer", output / f"infer-{name}.json", **settings, max_new_tokens=40, batch_size=128, resume=True)
-    receipts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
+    clusters: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
     for row in read_predictions(str(folder)):
         score = score_answer(None if row.response is None else normalise(row.response), [normalise(row.reference)])
-        receipts[row.cluster_id] += (score.edits, score.reference_characters, score.num_exact, 1)
-    return dict(sorted(receipts.items()))
+        clusters[row.cluster_id] += (score.edits, score.reference_characters, score.num_exact, 1)
+    return dict(sorted(clusters.items()))
 
 
 def figures(rows: dict[str, np.ndarray], bare: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -5,15 +5,12 @@ python data/nano/recipe/rendered.py --model data/nano --fonts .fonts --output re
 
 import argparse
 import json
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from questions import READ_AS_PRINTED, READ_IN_CAPITALS
-from recipe import NUM_VAL_LINES, VAL_SEED, run, run_script, validate
-
-from yivl_core.evaluation.metrics import normalise, score_answer
-from yivl_core.outputs.predictions import read_predictions
+from receipts import answer
+from recipe import NUM_VAL_LINES, VAL_SEED, run_script, validate
 
 QUESTIONS = {
     "as-printed": READ_AS_PRINTED,
@@ -37,23 +34,20 @@ def measure(model: Path, fonts_folder: Path, output: Path, num_workers: int) -> 
     if not (lines / "train.jsonl").exists():
         run_script("render.py", fonts=fonts_folder, output=lines, num_lines=NUM_VAL_LINES, seed=VAL_SEED, num_workers=num_workers)
     records = [json.loads(line) for line in (lines / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    alone = [record for record in records if not record["history"]]
     results = {}
     for name, question in QUESTIONS.items():
-        asked = [{"query": question, "response": record["response"], "images": record["images"]} for record in records
-                 if not record["history"]]  # fmt: skip
+        asked = [record | {"query": question, "cluster_id": _band(record["response"])} for record in alone]
         (lines / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in asked), encoding="utf-8")
         validate(lines / f"{name}.jsonl", output / f"{name}-validated")
-        places = {"model": str(model), "dataset": str(output / f"{name}-validated"), "output": str(output / f"answers-{name}")}
-        run("infer", output / f"infer-{name}.json", **places, max_new_tokens=40, batch_size=128, resume=True)
-        bands: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
-        for row in read_predictions(places["output"]):
-            reference = normalise(row.reference)
-            score = score_answer(None if row.response is None else normalise(row.response), [reference])
-            first = len(reference) // BAND_CHARACTERS * BAND_CHARACTERS
-            for band in ("all", f"{first} to {first + BAND_CHARACTERS - 1}"):
-                bands[band] += (score.edits, score.reference_characters, score.num_exact, 1)
-        results[name] = dict(sorted(bands.items(), key=lambda item: -item[1][3]))
+        bands = answer(output, name, name, str(model), None)
+        results[name] = bands | {"all": np.sum(list(bands.values()), axis=0)}
     return results
+
+
+def _band(text: str) -> str:
+    first = len(text) // BAND_CHARACTERS * BAND_CHARACTERS
+    return f"{first:02} to {first + BAND_CHARACTERS - 1:02}"
 
 
 def table(results: dict[str, dict[str, np.ndarray]]) -> str:
