@@ -94,9 +94,10 @@ class ImageInfo:
     mode: str
     num_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The attributes as a JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The attributes in their order, as a row of a table."""
+        return self.uri, self.path, self.sha256, self.width, self.height, self.mode, self.num_bytes
 
     @property
     def reference(self) -> ImageReference:

@@ -6,7 +6,7 @@ never beyond their limit, so memory does not depend on the file; a json list is 
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
@@ -40,18 +40,28 @@ class RawRow:
     Attributes:
         line: where it starts, from 1; None for what concerns the file as a whole.
         text: how it is written, cut after 2,000 characters.
+        json: its JSON as bytes, where it waits for `parse_raw_row`.
         values: its values by field name, or None if there are none to be had.
         findings: what is wrong with it.
     """
 
     line: int | None
     text: str = ""
+    json: bytes | None = None
     values: dict[str, Any] | None = None
     findings: list[Finding] = field(default_factory=list)
 
 
 def read_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
+    """The rows of a file, as `split_raw_rows`, all of them parsed."""
+    reader = StrictJsonReader()
+    return (parse_raw_row(row, reader) for row in split_raw_rows(url, max_line_bytes))
+
+
+def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     """The rows of a file, blank lines left out; after a finding about the whole file, nothing more.
+
+    The lines of jsonl are found, but not parsed, which is most of the work and can be done elsewhere.
 
     Args:
         url: a file whose name ends in .jsonl, .json or .csv.
@@ -66,6 +76,21 @@ def read_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     if reader is None:
         raise ConfigurationError(f"{url}: a dataset file has to end in .jsonl, .json or .csv; rename or convert it")
     return _rows(url, reader, max_line_bytes)
+
+
+def parse_raw_row(row: RawRow, reader: StrictJsonReader) -> RawRow:
+    """A row of `split_raw_rows` with its values, or with what is wrong with them."""
+    if row.json is None:
+        return row
+    text, findings = _decode(row.json)
+    kept = text[:_MAX_KEPT_CHARS]
+    value = None
+    if not findings:
+        try:
+            value, findings = reader.read_all(text)
+        except JsonSyntaxError as cause:
+            findings = [cause.finding]
+    return _object_row(row.line, kept, value, findings, row.findings)
 
 
 def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_line_bytes: int) -> Iterator[RawRow]:
@@ -120,42 +145,27 @@ def _decode(data: bytes) -> tuple[str, list[Finding]]:
 
 
 def _read_jsonl(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
-    reader = StrictJsonReader()
     is_first = True
     for number, line in _numbered_lines(file, max_bytes):
         if line is None:
             yield RawRow(line=number, findings=[_too_long(max_bytes)])
-            continue
-        text, findings = _decode(line.strip())
-        if not text:
-            continue
-        if is_first and text.startswith("[") and not text.endswith("]"):
-            message = f"the file is a JSON list, begun on line {number}"
-            yield _about_file("invalid_json", message, "name it .json, or write one record a line")
-            return
-        is_first = False
-        if findings:
-            yield RawRow(line=number, text=text[:_MAX_KEPT_CHARS], findings=findings)
-        else:
-            yield _json_line(reader, number, text)
+        elif data := line.strip():
+            if is_first and data.startswith(b"[") and not data.endswith(b"]"):
+                message = f"the file is a JSON list, begun on line {number}"
+                yield _about_file("invalid_json", message, "name it .json, or write one record a line")
+                return
+            is_first = False
+            yield RawRow(line=number, json=data)
 
 
-def _json_line(reader: StrictJsonReader, number: int, text: str) -> RawRow:
-    kept = text[:_MAX_KEPT_CHARS]
-    try:
-        value, findings = reader.read_all(text)
-    except JsonSyntaxError as cause:
-        return RawRow(line=number, text=kept, findings=[cause.finding])
-    return _object_row(number, kept, value, findings)
-
-
-def _object_row(number: int, text: str, value: Any, findings: list[Finding]) -> RawRow:
+def _object_row(
+    number: int | None, text: str, value: Any, findings: list[Finding], earlier_findings: Sequence[Finding] = ()
+) -> RawRow:
     if not findings and not isinstance(value, dict):
         message = f"a record has to be a JSON object, this is {shown(value)}"
         findings = [error("not_an_object", message, 'write {"query": ..., "response": ...}')]
-    if findings:
-        return RawRow(line=number, text=text, findings=findings)
-    return RawRow(line=number, text=text, values=value)
+    values = None if findings else value
+    return RawRow(line=number, text=text, values=values, findings=[*findings, *earlier_findings])
 
 
 def _read_json_list(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:

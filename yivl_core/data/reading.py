@@ -23,8 +23,9 @@ from yivl_core.data.findings import Finding, Source, error, shown
 from yivl_core.data.image_folders import find_images
 from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
 from yivl_core.data.parsing import parse_record
-from yivl_core.data.raw_rows import RawRow, read_raw_rows
+from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
 from yivl_core.data.records import ImageCountError, Record, conversation
+from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.digests import digest_file, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.storage import is_local
@@ -84,6 +85,51 @@ class InputRow:
         return str(self.first_error) if self.first_error else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReader:
+    """Makes records of the rows of one file.
+
+    Attributes:
+        file: its path, as it can be stored.
+        folder: where it is.
+        image_root: folder that image addresses are relative to; None: see `read_rows`.
+        purpose: training needs a response in each record.
+    """
+
+    file: str
+    folder: Path
+    image_root: Path | None
+    purpose: Purpose
+
+    @classmethod
+    def of_file(cls, url: str, image_root: str | None, purpose: Purpose) -> "RowReader":
+        """The reader of a file's rows.
+
+        Raises:
+            ConfigurationError: there is no such file or image root.
+        """
+        _check_file(url)
+        root = None if image_root is None else Path(image_root)
+        if root is not None and not root.is_dir():
+            raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
+        return cls(file=_readable(url), folder=Path(url).parent, image_root=root, purpose=purpose)
+
+    def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
+        """What a row says."""
+        raw = parse_raw_row(raw, json_reader)
+        source = Source(file=self.file, line=raw.line)
+        if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
+            return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
+        parsed = parse_record(raw.values, self.purpose)
+        if parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
+            images = _references(parsed.note.image_infos(parsed.addresses), self.image_root)
+        else:
+            root = self.folder if self.image_root is None else self.image_root
+            images = tuple(ImageReference(uri=address, address=address, root=root) for address in parsed.addresses)
+        findings = (*raw.findings, *parsed.findings)
+        return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
+
+
 def read_rows(
     url: str,
     image_root: str | None = None,
@@ -105,12 +151,8 @@ def read_rows(
         ConfigurationError: there is no such file or image root, or it has another format.
         StorageError: the file cannot be read.
     """
-    _check_file(url)
-    if image_root is not None and not Path(image_root).is_dir():
-        raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
-    raw_rows = read_raw_rows(url, max_line_bytes)
-    file, folder = _readable(url), Path(url).parent
-    return (_input_row(raw, file, folder, None if image_root is None else Path(image_root), purpose) for raw in raw_rows)
+    reader, json_reader = RowReader.of_file(url, image_root, purpose), StrictJsonReader()
+    return (reader.read(raw, json_reader) for raw in split_raw_rows(url, max_line_bytes))
 
 
 def read_inputs(source: InputSource) -> Iterator[InputRow]:
@@ -187,20 +229,6 @@ def _check_file(url: str) -> None:
         raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json or csv file in it")
     if not path.is_file():
         raise ConfigurationError(f"{url}: there is no such file; check the path")
-
-
-def _input_row(raw: RawRow, file: str, folder: Path, image_root: Path | None, purpose: Purpose) -> InputRow:
-    source = Source(file=file, line=raw.line)
-    if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
-        return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
-    parsed = parse_record(raw.values, purpose)
-    if parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
-        images = _references(parsed.note.image_infos(parsed.addresses), image_root)
-    else:
-        root = folder if image_root is None else image_root
-        images = tuple(ImageReference(uri=address, address=address, root=root) for address in parsed.addresses)
-    findings = (*raw.findings, *parsed.findings)
-    return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
 
 
 def _references(infos: tuple[ImageInfo, ...], image_root: Path | None) -> tuple[ImageReference, ...]:

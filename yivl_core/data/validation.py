@@ -1,28 +1,27 @@
 """Dataset files -> validated-dataset folder: every line is looked at, every finding kept, every image decoded in full.
 
 ```
-read_rows --> check_images --> clean:    records.jsonl, images.parquet, digest
-                          `--> rejected: quarantine.jsonl
+split_raw_rows --> check_rows --> clean:    records.jsonl, images.parquet, digest
+                             `--> rejected: quarantine.jsonl
 ```
 """
 
-import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
-from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedRecord, is_validated_dataset
-from yivl_core.data.findings import Source, warning
-from yivl_core.data.image_checks import CheckedRow, check_images
-from yivl_core.data.image_workers import count_cores
+from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, is_validated_dataset, parse_line
+from yivl_core.data.findings import Finding, Source, warning
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import read_rows
+from yivl_core.data.raw_rows import split_raw_rows
+from yivl_core.data.reading import RowReader
 from yivl_core.data.records import Record
 from yivl_core.data.report import Lengths, Tally, build_report, render_report
+from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock, ImageChecker
+from yivl_core.data.row_workers import FileRows, check_rows, count_cores
 from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import OutputError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
@@ -51,20 +50,24 @@ def validate_dataset(
         OutputError: the output folder holds something else than an earlier validation's result.
         BusyError: another process validates into it.
         StorageError: reading or writing failed.
-        ChildFailedError: a process that decodes images died.
+        ChildFailedError: a process that checks rows died.
     """
     output = _free_output(config)
-    files = [read_rows(url, config.image_root, config.purpose, config.max_line_bytes) for url in config.dataset]
+    files = [_open_file(url, config) for url in config.dataset]
     tally = Tally(lengths=None if count_tokens is None else Lengths())
     with sole_publisher(output), publish_folder(output) as folder:
         with DatasetWriter(folder) as writer:
             seen: dict[bytes, Source] = {}
-            rows = itertools.chain.from_iterable(files)
-            with closing(check_images(rows, ImageStore(config.max_pixels), _num_workers(config))) as checked_rows:
-                for checked in checked_rows:
-                    _sort_out(checked, writer, tally, seen, count_tokens)
-                    if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
-                        on_progress(_progress(tally, writer))
+            images = ImageChecker(ImageStore(config.max_pixels))
+            with closing(check_rows(files, images, _num_workers(config))) as blocks:
+                for block in blocks:
+                    writer.add(block)
+                    for source, record_id, findings in _sort_out(block, writer, seen):
+                        tally.add(source, record_id, findings)
+                        if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
+                            on_progress(_progress(tally, writer))
+                    if tally.lengths is not None and count_tokens is not None:
+                        _count(block, count_tokens, tally.lengths)
         report = build_report(config, tally, writer)
         _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         _write(folder / READABLE_REPORT_NAME, render_report(report))
@@ -82,24 +85,39 @@ def validate_dataset(
     )
 
 
+def _open_file(url: str, config: ValidationConfig) -> FileRows:
+    reader = RowReader.of_file(url, config.image_root, config.purpose)
+    return reader, split_raw_rows(url, config.max_line_bytes)
+
+
 def _sort_out(
-    checked: CheckedRow, writer: DatasetWriter, tally: Tally, seen: dict[bytes, Source], count_tokens: CountTokens | None
-) -> None:
-    """Write one row to where it belongs, and count what was found."""
-    row, findings = checked.row, checked.findings
-    if row.record is None or not checked.is_clean:
-        writer.reject(row, findings)
-        tally.add(row.source, row.record.id if row.record else None, findings)
-        return
-    validated = ValidatedRecord(record=row.record, source=row.source, images=checked.images)
-    canonical = validated.canonical
-    key = hashlib.sha256(canonical.encode()).digest()[:16]
-    if (first := seen.setdefault(key, row.source)) is not row.source:
-        findings = (*findings, warning("duplicate_record", f"this record stands at {first} already", "keep one of them"))
-    writer.add(validated, canonical, row, findings)
-    tally.add(row.source, row.record.id, findings)
-    if count_tokens is not None and tally.lengths is not None:
-        tally.lengths.add(count_tokens(row.record), row.source)
+    block: CheckedBlock, writer: DatasetWriter, seen: dict[bytes, Source]
+) -> Iterator[tuple[Source, str | None, tuple[Finding, ...]]]:
+    """Write what there is to say about each row to where it belongs.
+
+    Returns:
+        For each row its source, id, and what was found.
+    """
+    position = 0
+    for row in block.rows:
+        source, findings = Source(file=block.file, line=row.line), row.findings
+        if row.text is not None:
+            writer.reject(source, row.id, findings, row.text)
+        else:
+            key = block.keys[position : position + KEY_BYTES]
+            position += KEY_BYTES
+            if (first := seen.setdefault(key, source)) is not source:
+                findings = (*findings, warning("duplicate_record", f"this record stands at {first} already", "keep one of them"))
+            if findings:
+                writer.warn(source, row.id, findings)
+        yield source, row.id, findings
+
+
+def _count(block: CheckedBlock, count_tokens: CountTokens, lengths: Lengths) -> None:
+    for line in block.records.splitlines():
+        validated = parse_line(line.decode())
+        assert validated is not None
+        lengths.add(count_tokens(validated.record), validated.source)
 
 
 def _num_workers(config: ValidationConfig) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +11,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yivl_core.data.dataset import IMAGES_NAME, QUARANTINE_NAME, RECORDS_NAME, WARNINGS_NAME, ValidatedRecord, record_line
-from yivl_core.data.findings import Finding
-from yivl_core.data.images import ImageInfo
-from yivl_core.data.reading import InputRow
+from yivl_core.data.dataset import IMAGES_NAME, QUARANTINE_NAME, RECORDS_NAME, WARNINGS_NAME
+from yivl_core.data.findings import Finding, Source
+from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock
 
-IMAGES_SCHEMA = pa.schema(
+IMAGES_SCHEMA = pa.schema(  # the attributes of `ImageInfo`, in their order
     [
         pa.field("uri", pa.string(), nullable=False),  # the address as the user wrote it, where the image came first
         pa.field("path", pa.string(), nullable=False),  # where it was found: an absolute path
@@ -28,6 +28,7 @@ IMAGES_SCHEMA = pa.schema(
     metadata={"format": "yivl images", "version": "1"},
 )
 
+_SHA256 = IMAGES_SCHEMA.get_field_index("sha256")
 _ROWS_PER_GROUP = 10_000
 
 
@@ -46,7 +47,7 @@ class DatasetWriter:
         self._folder = folder
         self._digest = hashlib.sha256()
         self._image_digests: set[bytes] = set()
-        self._images: list[ImageInfo] = []
+        self._images: list[Sequence[Any]] = []
         self._files = ExitStack()
 
     def __enter__(self) -> "DatasetWriter":
@@ -73,43 +74,45 @@ class DatasetWriter:
         """Different images, by content, in the clean records so far."""
         return len(self._image_digests)
 
-    def add(self, validated: ValidatedRecord, canonical: str, row: InputRow, findings: tuple[Finding, ...]) -> None:
-        """Add a clean record; `findings` are the warnings about it, `canonical` is `validated.canonical`."""
-        self.num_records += 1
-        self._records.write(record_line(validated))
-        self._digest.update(canonical.encode() + b"\n")
-        for image in validated.images:
-            if (key := bytes.fromhex(image.sha256)) not in self._image_digests:
+    def add(self, block: CheckedBlock) -> None:
+        """Add the clean records of a block."""
+        self.num_records += len(block.keys) // KEY_BYTES
+        self._records.write(block.records)
+        self._digest.update(block.canonical)
+        for image in block.images:
+            if (key := bytes.fromhex(image[_SHA256])) not in self._image_digests:
                 self._image_digests.add(key)
                 self._images.append(image)
-        if len(self._images) >= _ROWS_PER_GROUP:
+        while len(self._images) >= _ROWS_PER_GROUP:
             self._write_images()
-        if findings:
-            self._warnings.write(_findings_line(row, findings))
 
-    def reject(self, row: InputRow, findings: tuple[Finding, ...]) -> None:
+    def warn(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:
+        """Tell what there is to say about a clean record."""
+        self._warnings.write(_findings_line(source, record_id, findings))
+
+    def reject(self, source: Source, record_id: str | None, findings: tuple[Finding, ...], text: str) -> None:
         """Put a rejected line, or what is wrong with a file as a whole, into the quarantine."""
-        self.num_quarantined += row.source.line is not None
-        self._quarantine.write(_findings_line(row, findings, text=row.text))
+        self.num_quarantined += source.line is not None
+        self._quarantine.write(_findings_line(source, record_id, findings, text=text))
 
-    def _open(self, name: str) -> IO[str]:
-        return self._files.enter_context((self._folder / name).open("w", encoding="utf-8", newline="\n"))
+    def _open(self, name: str) -> IO[bytes]:
+        return self._files.enter_context((self._folder / name).open("wb"))
 
     def _write_images(self) -> None:
-        columns = {name: [getattr(image, name) for image in self._images] for name in IMAGES_SCHEMA.names}
+        group, self._images = self._images[:_ROWS_PER_GROUP], self._images[_ROWS_PER_GROUP:]
+        columns = list(zip(*group, strict=True)) or [()] * len(IMAGES_SCHEMA)
         self._images_writer.write_table(pa.table(columns, schema=IMAGES_SCHEMA))
-        self._images = []
 
 
-def _findings_line(row: InputRow, findings: tuple[Finding, ...], **more: Any) -> str:
+def _findings_line(source: Source, record_id: str | None, findings: tuple[Finding, ...], **more: Any) -> bytes:
     """A line of jsonl: place, the kind and remedy of what matters most, then all findings."""
     first = min(findings, key=lambda finding: finding.severity != "error")
     values = {
-        "file": row.source.file,
-        "line": row.source.line,
-        "id": row.record.id if row.record else None,
+        "file": source.file,
+        "line": source.line,
+        "id": record_id,
         **first.to_json(),
         "findings": [finding.to_json() for finding in findings],
         **more,
     }
-    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
+    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

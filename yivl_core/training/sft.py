@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, record_line, write_records
-from yivl_core.data.image_workers import count_cores
+from yivl_core.data.row_workers import count_cores
 from yivl_core.errors import ChildFailedError, ConfigurationError, DatasetError
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE, CheckpointFiles, open_checkpoint

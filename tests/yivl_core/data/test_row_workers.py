@@ -1,5 +1,7 @@
 """Worker processes against threads of this process: the same answers, and nothing is left, however a validation ends."""
 
+import csv
+import io
 import json
 import os
 import signal
@@ -14,10 +16,13 @@ import psutil
 import pytest
 from PIL import Image
 
-from yivl_core.data import image_worker, image_workers
+from yivl_core.data import row_worker, row_workers
 from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.image_workers import ImageWorkers
 from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
+from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.reading import RowReader
+from yivl_core.data.row_checks import ImageChecker, RowBlock
+from yivl_core.data.row_workers import RowWorkers
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import ChildFailedError, StorageError
 from yivl_core.progress import Progress
@@ -27,7 +32,7 @@ GOOD = {"query": "Read it.", "response": "it"}
 
 @pytest.fixture
 def early_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Workers take over behind the fifth image, three rows at a time; the list holds those that were started."""
+    """Workers take over behind the fifth image, a few rows at a time; the list holds those that were started."""
     started: list[subprocess.Popen[bytes]] = []
 
     class Recorded(subprocess.Popen[bytes]):
@@ -35,15 +40,17 @@ def early_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.P
             super().__init__(*arguments, **keywords)
             started.append(self)
 
-    monkeypatch.setattr(image_workers, "_NUM_IMAGES_FOR_WORKERS", 5)
-    monkeypatch.setattr(image_workers, "_ROWS_PER_REQUEST", 3)
-    monkeypatch.setattr("yivl_core.data.image_workers.subprocess.Popen", Recorded)
+    monkeypatch.setattr(row_workers, "_NUM_IMAGES_FOR_WORKERS", 5)
+    monkeypatch.setattr(row_workers, "_ROWS_PER_BLOCK", 3)
+    monkeypatch.setattr(row_workers, "_BLOCKS_AHEAD_OF_A_THREAD", 1)  # so that the first images are counted early
+    monkeypatch.setattr("yivl_core.data.row_workers.subprocess.Popen", Recorded)
     yield started
     assert all(process.returncode is not None for process in started)
 
 
-def reference(root: Path, name: str) -> ImageReference:
-    return ImageReference(uri=name, address=name, root=root)
+def block_of(root: Path, *names: str) -> RowBlock:
+    rows = [RawRow(line=number, json=json.dumps({**GOOD, "images": [name]}).encode()) for number, name in enumerate(names, 1)]
+    return RowBlock(reader=RowReader(file="a.jsonl", folder=root, image_root=None, purpose="training"), rows=rows)
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -93,31 +100,56 @@ def test_a_small_dataset_pays_for_no_process(defective: Path, tmp_path: Path, mo
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("yivl_core.data.image_workers.subprocess.Popen", fail)
+    monkeypatch.setattr("yivl_core.data.row_workers.subprocess.Popen", fail)
     config = ValidationConfig(dataset=(str(defective),), output=str(tmp_path / "out"), num_workers=4)
     assert validate_dataset(config).num_lines == 120
 
 
-def test_an_image_named_often_is_decoded_once_whoever_decodes_it(
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_rows_of_other_formats_go_to_processes_as_well(
+    suffix: str,
+    make_image: Callable[..., Path],
+    early_workers: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    rows: list[dict[str, Any]] = []
+    for number in range(120):
+        make_image(f"{number}.png")
+        rows.append({"query": f"{number}\n中", "response": "it" if number % 7 else "", "images": json.dumps([f"{number}.png"])})
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["query", "response", "images"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text(json.dumps([{**row, "images": json.loads(row["images"])} for row in rows]))
+
+    def validated(num_workers: int) -> dict[str, bytes]:
+        output = str(tmp_path / f"validated-{num_workers}")
+        summary = validate_dataset(ValidationConfig(dataset=(str(path),), output=output, num_workers=num_workers))
+        assert (summary.num_records, summary.num_quarantined) == (102, 18)
+        return contents(output)
+
+    alone = validated(0)
+    assert early_workers == []
+    assert validated(2) == alone
+    assert early_workers
+
+
+def test_tokens_are_counted_wherever_the_rows_are_checked(
     make_image: Callable[..., Path],
     write_rows: Callable[..., Path],
     early_workers: list[subprocess.Popen[bytes]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[str] = []
-
-    def recorded(images: list[ImageReference]) -> bytes:
-        asked.extend(image.uri for image in images)
-        return image_worker.write_request(images)
-
-    monkeypatch.setattr(image_workers, "write_request", recorded)
-    names = [make_image(f"{number}.png").name for number in range(20)]
-    path = write_rows(*({"query": str(n), "response": "1", "images": [names[n % 20], names[n % 7]]} for n in range(200)))
-    summary = validate_dataset(ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"), num_workers=2))
-    assert (summary.num_records, summary.num_images) == (200, 1)
+    make_image("a.png")
+    path = write_rows(*({"query": "x" * number, "response": "1", "images": ["a.png"]} for number in range(1, 101)))
+    config = ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"), num_workers=2)
+    validate_dataset(config, count_tokens=lambda record: len(record.query))
     assert early_workers
-    assert len(asked) == len(set(asked)) >= 12
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["tokens"] == {"total": 5050, "longest": 100, "at": f"{path}:100"}
 
 
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), RuntimeError("bug")])
@@ -136,14 +168,21 @@ def test_a_validation_that_is_stopped_leaves_no_process(
 def test_a_process_that_dies_is_told_and_ends_the_check(
     make_image: Callable[..., Path], early_workers: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    images = [reference(tmp_path, make_image(f"{number}.png").name) for number in range(6)]
-    with closing(ImageWorkers(ImageStore(), num_workers=1)) as workers:
-        workers.submit(images[:5]).result()
+    names = [make_image(f"{number}.png").name for number in range(6)]
+    with closing(RowWorkers(ImageChecker(ImageStore()), num_workers=1)) as workers:
+        workers.submit(block_of(tmp_path, *names[:5])).result()
         assert early_workers == []
-        assert workers.submit(images[5:]).result()[0][0] is not None
+        assert workers.submit(block_of(tmp_path, names[5])).result().images[0][0] == names[5]
         early_workers[0].kill()
         with pytest.raises(ChildFailedError, match=r"was killed by SIGKILL \(out of memory, perhaps\); run it again, with fewer"):
-            workers.submit(images[5:]).result()
+            workers.submit(block_of(tmp_path, names[5])).result()
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, -1])
+def test_an_answer_that_ends_early_is_a_dead_process_and_no_answer(num_bytes: int, tmp_path: Path) -> None:
+    whole = row_worker.answer(block_of(tmp_path, "gone.png"), ImageChecker(ImageStore()))
+    with pytest.raises(row_worker.BrokenStreamError):
+        row_worker.read_reply(io.BytesIO(whole[:num_bytes]), "a.jsonl")
 
 
 def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> None:
@@ -151,9 +190,11 @@ def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> N
         def load(self, image: ImageReference) -> LoadedImage:
             raise StorageError(f"{image.address}: the disk failed") from OSError(5, "Input/output error")
 
-    reply = image_worker._answer(image_worker.write_request([reference(tmp_path, "a.png")]), FailingStore())
+    block = row_worker.read_request(io.BytesIO(row_worker.write_request(block_of(tmp_path, "a.png"))))
+    assert block == block_of(tmp_path, "a.png")
+    reply = row_worker.answer(block, ImageChecker(FailingStore()))
     with pytest.raises(StorageError, match=r"^a\.png: the disk failed$") as raised:
-        image_worker.read_reply(json.dumps(reply).encode())
+        row_worker.read_reply(io.BytesIO(reply), "a.jsonl")
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.errno == 5
 
@@ -181,8 +222,8 @@ def test_no_process_outlives_a_validation_that_gets_a_signal(
     code = """
 import sys, threading
 from yivl_core import __main__, child
-from yivl_core.data import image_workers, validation
-image_workers._NUM_IMAGES_FOR_WORKERS = 5
+from yivl_core.data import row_workers, validation
+row_workers._NUM_IMAGES_FOR_WORKERS = 5
 validation._ROWS_PER_PROGRESS = 100
 write = __main__.json_lines
 def write_and_wait(event):
@@ -208,7 +249,7 @@ sys.exit(__main__.main())
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["done"] == 100
         workers = psutil.Process(process.pid).children(recursive=True)
-        assert any("yivl_core.data.image_worker" in worker.cmdline() for worker in workers)
+        assert any("yivl_core.data.row_worker" in worker.cmdline() for worker in workers)
         (os.killpg if to_group else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=120)
         assert (process.returncode, errors) == (exit_code, "")
@@ -218,7 +259,7 @@ sys.exit(__main__.main())
 
 
 def test_a_worker_ends_with_its_stdin_also_while_it_is_still_loading() -> None:
-    command = [*image_workers._COMMAND, "1000"]
+    command = [*row_workers._COMMAND, "1000"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, b"")

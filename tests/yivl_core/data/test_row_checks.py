@@ -1,0 +1,95 @@
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
+from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.reading import RowReader
+from yivl_core.data.row_checks import ImageChecker
+from yivl_core.data.row_workers import FileRows, check_rows
+from yivl_core.errors import StorageError
+
+
+class CountingStore(ImageStore):
+    """Counts how often each image is loaded, and waits a little for some, so that threads finish out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def load(self, image: ImageReference) -> LoadedImage:
+        with self._lock:
+            self.loads[image.uri] += 1
+        if image.uri.startswith("1"):
+            threading.Event().wait(0.005)
+        if image.uri == "disk.png":
+            raise StorageError("the disk failed")
+        return super().load(image)
+
+
+def file_rows(root: Path, *groups: tuple[str, ...]) -> FileRows:
+    def rows() -> Iterator[RawRow]:
+        for number, names in enumerate(groups, 1):
+            yield RawRow(line=number, json=json.dumps({"query": "a", "images": names}).encode())
+
+    return RowReader(file="a.jsonl", folder=root, image_root=None, purpose="inference"), rows()
+
+
+def test_rows_keep_their_order_and_an_image_named_often_is_decoded_once(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    for number in range(20):
+        make_image(f"{number}.png")
+    groups = [(f"{number % 20}.png", f"{(number + 1) % 20}.png") for number in range(300)]
+    store = CountingStore()
+    blocks = list(check_rows([file_rows(tmp_path, *groups)], ImageChecker(store), num_workers=0))
+    assert [row.line for block in blocks for row in block.rows] == list(range(1, 301))
+    assert [image[0] for block in blocks for image in block.images] == [name for group in groups for name in group]
+    assert store.loads == Counter({f"{number}.png": 1 for number in range(20)})
+    assert all(row.text is None for block in blocks for row in block.rows)
+    assert b"".join(block.records for block in blocks).count(b"\n") == 300
+
+
+def test_only_a_bounded_number_of_rows_is_read_ahead(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("a.png")
+    num_read = 0
+
+    def counted(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+        nonlocal num_read
+        for row in rows:
+            num_read += 1
+            yield row
+
+    reader, rows = file_rows(tmp_path, *([("a.png",)] * 1000))
+    blocks = check_rows([(reader, counted(iter(rows)))], ImageChecker(ImageStore()), num_workers=0)
+    num_checked = len(next(blocks).rows)
+    assert num_read < 100
+    assert num_checked + sum(len(block.rows) for block in blocks) == 1000
+
+
+def test_long_rows_do_not_add_up_in_a_block(tmp_path: Path) -> None:
+    long_row, num_rows = RawRow(line=1, json=json.dumps({"query": "x" * 200_000}).encode()), 1200
+    reader, _ = file_rows(tmp_path)
+    blocks = check_rows([(reader, [long_row] * num_rows)], ImageChecker(ImageStore()), num_workers=0)
+    sizes = [len(block.rows) for block in blocks]
+    assert sum(sizes) == num_rows
+    assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("num_rows_before", [0, 50])
+def test_a_failing_disk_stops_the_check(num_rows_before: int, tmp_path: Path) -> None:
+    groups = [*([()] * num_rows_before), ("disk.png",), ("disk.png",)]
+    blocks = check_rows([file_rows(tmp_path, *groups)], ImageChecker(CountingStore()), num_workers=0)
+    with pytest.raises(StorageError, match="the disk failed"):
+        list(blocks)
+
+
+def test_no_thread_stays_behind_when_the_reader_stops(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("a.png")
+    blocks = check_rows([file_rows(tmp_path, *([("a.png",)] * 200))], ImageChecker(ImageStore()), num_workers=0)
+    next(blocks)
+    blocks.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("row")]

@@ -1,0 +1,183 @@
+"""Who checks rows: a few threads of this process and, where there is much to check, processes of their own.
+
+Threads alone wait for each other, since parsing a row and decoding a small image is mostly Python. A process takes half a second
+to start, so a small dataset does without. Each process belongs to a thread here, which asks it and waits for its answer.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+
+from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.reading import RowReader
+from yivl_core.data.row_checks import CheckedBlock, ImageChecker, RowBlock, check_block
+from yivl_core.data.row_worker import BrokenStreamError, read_reply, write_request
+from yivl_core.errors import ChildFailedError
+
+_MAX_THREADS = 8
+_NUM_IMAGES_FOR_WORKERS = 1000
+_NUM_ROWS_FOR_WORKERS = 10_000  # without an image
+_NUM_SINGLE_ROWS = 1000  # first ones, so that few rows with large images keep all threads busy
+_ROWS_PER_BLOCK = 64
+_BLOCK_BYTES = 1 << 18  # so that long rows do not add up
+_BLOCKS_AHEAD_OF_A_THREAD = 8
+_BLOCKS_AHEAD_OF_A_PROCESS = 2
+_COMMAND = (sys.executable, "-P", "-m", "yivl_core.data.row_worker")  # -P: no module of the working folder takes our place
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # NumPy's matrix library would start a thread for each core in every process
+
+FileRows = tuple[RowReader, Iterable[RawRow]]
+
+
+def count_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_rows(files: Iterable[FileRows], images: ImageChecker, num_workers: int) -> Generator[CheckedBlock, None, None]:
+    """Check the rows of files, in their order, a bounded number of them ahead.
+
+    Args:
+        files: the reader of each file, and its rows as `split_raw_rows` gives them.
+        images: looks at the images in this process; the others make one like it.
+        num_workers: processes that help where there is much to check; 0: threads alone.
+
+    Raises:
+        StorageError: the disk or network failed.
+        ChildFailedError: a process died.
+    """
+    waiting: deque[Future[CheckedBlock]] = deque()
+    with closing(RowWorkers(images, num_workers)) as workers:
+        for block in _blocks(files, workers):
+            waiting.append(workers.submit(block))
+            while waiting and (len(waiting) > workers.num_blocks_ahead or waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _blocks(files: Iterable[FileRows], workers: "RowWorkers") -> Iterator[RowBlock]:
+    for reader, rows in files:
+        block: list[RawRow] = []
+        num_bytes = 0
+        for row in rows:
+            block.append(row)
+            num_bytes += len(row.json or row.text)
+            if len(block) >= workers.rows_per_block or num_bytes > _BLOCK_BYTES:
+                yield RowBlock(reader=reader, rows=block)
+                block, num_bytes = [], 0
+        if block:
+            yield RowBlock(reader=reader, rows=block)
+
+
+class RowWorkers:
+    """Checks blocks of rows side by side. To be closed by who made it.
+
+    Args:
+        images: looks at the images in this process; the others make one like it.
+        num_workers: processes that help where there is much to check; 0: none.
+    """
+
+    def __init__(self, images: ImageChecker, num_workers: int) -> None:
+        self._images = images
+        self._num_workers = num_workers
+        self._num_rows, self._num_images = 0, 0
+        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, count_cores()), thread_name_prefix="row")
+        self._askers: ThreadPoolExecutor | None = None
+        self._own = threading.local()  # the process of a thread
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def rows_per_block(self) -> int:
+        """How many rows the next block should have."""
+        return 1 if self._num_rows < _NUM_SINGLE_ROWS and not self._wants_processes else _ROWS_PER_BLOCK
+
+    @property
+    def num_blocks_ahead(self) -> int:
+        """So many blocks keep all busy."""
+        if self._wants_processes:
+            return _BLOCKS_AHEAD_OF_A_PROCESS * self._num_workers
+        return _BLOCKS_AHEAD_OF_A_THREAD * _MAX_THREADS if self.rows_per_block == 1 else _MAX_THREADS
+
+    def submit(self, block: RowBlock) -> "Future[CheckedBlock]":
+        """Have a block checked.
+
+        Returns:
+            What comes of it. Its `result` raises `StorageError` where the disk or network failed, and `ChildFailedError` where a
+            process died.
+        """
+        self._num_rows += len(block.rows)
+        if not self._wants_processes:
+            return self._threads.submit(self._check, block)
+        if self._askers is None:
+            self._askers = ThreadPoolExecutor(self._num_workers, "row-asker", initializer=_block_signals)
+        return self._askers.submit(self._ask, block)
+
+    def close(self) -> None:
+        """Drop what is not done, and end all threads and processes."""
+        with self._lock:
+            self._is_closed = True
+            for process in self._processes:
+                process.kill()
+        for pool in (self._threads, self._askers):
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.communicate()  # closes its pipes and waits for it
+
+    @property
+    def _wants_processes(self) -> bool:
+        is_much = self._num_images >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
+        return self._num_workers > 0 and is_much
+
+    def _check(self, block: RowBlock) -> CheckedBlock:
+        checked = check_block(block, self._images)
+        with self._lock:
+            self._num_images += len(checked.images)
+        return checked
+
+    def _ask(self, block: RowBlock) -> CheckedBlock:
+        process = self._process()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(write_request(block))
+            process.stdin.flush()
+            return read_reply(process.stdout, block.reader.file)
+        except (BrokenPipeError, BrokenStreamError):
+            raise _death(process.wait()) from None
+
+    def _process(self) -> "subprocess.Popen[bytes]":
+        """The process of this thread, started where there is none yet."""
+        if not hasattr(self._own, "process"):
+            with self._lock:
+                if self._is_closed:
+                    raise ChildFailedError("the rows are no longer wanted")
+                command = [*_COMMAND, str(self._images.max_pixels)]
+                environment = {**_ENVIRONMENT, **os.environ}
+                self._own.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+                self._processes.append(self._own.process)
+        process: subprocess.Popen[bytes] = self._own.process
+        return process
+
+
+def _block_signals() -> None:
+    """Keep Ctrl-C and SIGTERM, sent to a whole group perhaps, from the processes that this thread starts: `close` ends them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def _death(code: int) -> ChildFailedError:
+    if code < 0:
+        reason = f"was killed by {signal.Signals(-code).name}"
+        if -code == signal.SIGKILL:
+            reason += " (out of memory, perhaps)"
+    else:
+        reason = f"ended with exit code {code}"
+    return ChildFailedError(f"a process that checks rows {reason}; run it again, with fewer num_workers or with 0")
