@@ -18,7 +18,7 @@ from typing import Any
 
 from yivl_core.data.dataset import is_validated_dataset
 
-NUM_LINES, NUM_VAL_LINES = 680_000, 2_000
+NUM_LINES, NUM_VAL_LINES = 800_000, 2_000
 SEED, VAL_SEED = 1, 2
 BATCH_SIZE = 512
 TRAINING: dict[str, Any] = {
@@ -45,17 +45,26 @@ TRAINING: dict[str, Any] = {
 
 def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
     """Render, validate and train; what is there already is not made again."""
-    with ThreadPoolExecutor() as beside:  # the first two take a core some seconds
-        tasks = [
+    with ThreadPoolExecutor() as beside:
+        lines = beside.submit(make_dataset, fonts_folder, output, "lines", NUM_LINES, SEED, num_workers)
+        small = [
             beside.submit(make_dataset, fonts_folder, output, "val", NUM_VAL_LINES, VAL_SEED, num_workers=1),
             beside.submit(make_start, output / "start"),
-            beside.submit(make_dataset, fonts_folder, output, "lines", NUM_LINES, SEED, num_workers),
         ]
-    for task in tasks:
-        task.result()
-    places = {"model": "start", "dataset": "lines-validated", "val_dataset": "val-validated", "output": "run"}
-    settings = TRAINING | {name: str(output / place) for name, place in places.items()}
-    run("train", output / "train.json", **settings, num_workers=max(1, num_workers - 1), resume=True)
+        for task in small:
+            task.result()
+        # While lines are rendered, torch's compiler does what the training would wait for, and finds it in its cache then.
+        if not (output / "run").exists():
+            train(output, "val", "warm-up", num_epochs=2 * TRAINING["batch_size"] / NUM_VAL_LINES, num_workers=1)
+        lines.result()
+    train(output, "lines", "run", num_workers=max(1, num_workers - 1))
+
+
+def train(output: Path, name: str, run_name: str, **settings: Any) -> None:
+    """Train the start checkpoint on the validated lines of a name."""
+    places = {"model": "start", "dataset": f"{name}-validated", "val_dataset": "val-validated", "output": run_name}
+    settings |= {setting: str(output / place) for setting, place in places.items()}
+    run("train", output / f"{run_name}.json", **TRAINING | settings, resume=True)
 
 
 def make_dataset(fonts_folder: Path, output: Path, name: str, num_lines: int, seed: int, num_workers: int) -> None:

@@ -99,6 +99,9 @@ def test_the_recipe_makes_a_model_and_goes_on_where_it_stopped(
     start.write_start(tmp_path / "start", recipe.SEED, small)
     recipe.make_model(fonts_folder, tmp_path, num_workers=1)
     load_model(tmp_path / "run" / "model")
+    warm_up, training = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("warm-up", "run"))
+    differing = {name for name in training if warm_up[name] != training[name]}
+    assert differing <= {"dataset", "output", "num_epochs", "num_workers"}, "else the compiler's work would be another"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     recipe.make_model(fonts_folder, tmp_path, num_workers=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
