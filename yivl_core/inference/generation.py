@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from yivl_core.inference.sampling import SamplingParams, mark_seen, sample
 from yivl_core.inference.stopping import StopChecker
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.processor import ModelInputs, Processor
 
 _NO_TOKEN = -1
@@ -121,11 +122,11 @@ def _pad_left(requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _pixel_values(model: YiVLForConditionalGeneration, processor: Processor, requests: Sequence[Request]) -> torch.Tensor | None:
     """All images in the order of their places, `[N, 3, H, W]`; None where there is none."""
-    pixels = np.concatenate([request.inputs.pixels for request in requests])
-    if not len(pixels):
+    pixels = UnpaddedPixels.joined([request.inputs.pixels for request in requests])
+    if not pixels.num_images:
         return None
     weight = model.lm_head.weight
-    return processor.preprocessor.normalise(torch.from_numpy(pixels).to(weight.device)).to(weight.dtype)
+    return processor.preprocessor.normalise(pixels.to(weight.device).squares()).to(weight.dtype)
 
 
 def _seen(model: YiVLForConditionalGeneration, requests: Sequence[Request]) -> torch.Tensor:

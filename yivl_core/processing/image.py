@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from yivl_core.data.decoding import ImageError
 from yivl_core.model.config_keys import SidePx
 from yivl_core.model.json_files import FileKeys, only, read_keys
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.resizing import pad_and_resize
 
 MAX_SIDE_PX = 65_535
@@ -105,12 +106,15 @@ class ImagePreprocessor:
             resample=keys.resample,
         )
 
-    def to_square(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """An RGB image of any shape, centred on a square of the mean colour and resized: uint8 `[S, S, 3]`.
+    def to_squares(self, images: Sequence[Image.Image]) -> UnpaddedPixels:
+        """RGB images of any shape, each centred on a square of the mean colour and resized.
 
         Raises:
             ImageError: a side is longer than `MAX_SIDE_PX` (kind `too_many_pixels`).
         """
+        return UnpaddedPixels.of([self._resized(image) for image in images], self.image_size_px, self.padding)
+
+    def _resized(self, image: Image.Image) -> tuple[npt.NDArray[np.uint8], int]:
         assert image.mode == "RGB", image.mode
         if max(image.size) > MAX_SIDE_PX:
             message = f"the image has {image.width} x {image.height} pixels, and a side may have {MAX_SIDE_PX} at most"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -25,23 +26,38 @@ class UnpaddedPixels:
     padding: tuple[int, ...]
 
     @classmethod
-    def of(cls, squares: Sequence[npt.NDArray[np.uint8]], padding: tuple[int, ...]) -> "UnpaddedPixels":
-        """The same pixels in less memory.
+    def of(cls, pictures: Sequence[tuple[npt.NDArray[np.uint8], int]], size: int, padding: tuple[int, ...]) -> "UnpaddedPixels":
+        """Squares of which all is padding but these pictures.
 
         Args:
-            squares: each uint8 `[N, S, S, 3]`.
+            pictures: for each square rows that hold its picture, uint8 `[N, S, 3]`, and where the first of them stands.
+            size: side of the squares.
             padding: red, green and blue.
         """
-        size = squares[0].shape[1]
-        line = np.array(padding * size, dtype=np.uint8)
-        lines = [square.reshape(-1, 3 * size) for square in squares]
-        kept = [(part != line).any(axis=1) for part in lines]
-        rows = np.concatenate([part[is_kept] for part, is_kept in zip(lines, kept, strict=True)])
+        line = np.frombuffer(bytes(padding) * size, dtype=np.uint8)
+        rows, places = [np.empty((0, 3 * size), dtype=np.uint8)], [np.empty(0, dtype=np.int64)]
+        for number, (picture, top) in enumerate(pictures):
+            lines = picture.reshape(-1, 3 * size)
+            kept = np.flatnonzero((lines != line).any(axis=1))
+            rows.append(lines[kept])
+            places.append(kept + (number * size + top))
         return cls(
-            rows=torch.from_numpy(rows.reshape(-1, size, 3)),
-            places=torch.from_numpy(np.flatnonzero(np.concatenate(kept))),
-            num_images=sum(len(square) for square in squares),
+            rows=torch.from_numpy(np.concatenate(rows).reshape(-1, size, 3)),
+            places=torch.from_numpy(np.concatenate(places)),
+            num_images=len(pictures),
             padding=padding,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["UnpaddedPixels"]) -> "UnpaddedPixels":
+        """The squares of all parts, which have one size and padding, in their order."""
+        size = parts[0].rows.shape[1]
+        firsts = accumulate((part.num_images for part in parts), initial=0)
+        return cls(
+            rows=torch.cat([part.rows for part in parts]),
+            places=torch.cat([part.places + first * size for part, first in zip(parts, firsts, strict=False)]),
+            num_images=sum(part.num_images for part in parts),
+            padding=parts[0].padding,
         )
 
     def to(self, device: torch.device, *, copy: bool = False) -> "UnpaddedPixels":

@@ -12,6 +12,7 @@ from yivl_core.data.records import ImageSlot, Record, conversation
 from yivl_core.errors import CheckpointError, DatasetError
 from yivl_core.model.files import CheckpointFiles, open_checkpoint
 from yivl_core.processing.image import ImagePreprocessor
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.prompt import Prompt, build_prompt, shorten
 from yivl_core.processing.tokenization import PromptTokens, Tokenizer, tokenize_prompt
 
@@ -27,12 +28,12 @@ class ModelInputs:
     Attributes:
         input_ids: int64 `[S]`; `IMAGE_TOKEN_INDEX` in each of the slots of an image.
         labels: int64 `[S]`, not shifted, `IGNORE_INDEX` where nothing is learned; None without the response.
-        pixels: uint8 `[num_images, H, W, 3]`, in the order of their slots; pixel_values before `ImagePreprocessor.normalise`.
+        pixels: of its images, in the order of their slots; pixel_values before `ImagePreprocessor.normalise`.
     """
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
-    pixels: npt.NDArray[np.uint8]
+    pixels: UnpaddedPixels
 
 
 class Processor:
@@ -96,10 +97,7 @@ class Processor:
         if len(images) != len(record.image_addresses):
             raise DatasetError(f"{_name(record)}{len(images)} images given for {len(record.image_addresses)} in the record")
         slots = [segment.index for segment in prompt.segments if isinstance(segment, ImageSlot)]
-        size = self.preprocessor.image_size_px
-        pixels = np.empty((len(slots), size, size, 3), dtype=np.uint8)
-        for number, index in enumerate(slots):
-            pixels[number] = self.preprocessor.to_square(images[index])
+        pixels = self.preprocessor.to_squares([images[index] for index in slots])
         return ModelInputs(input_ids=tokens.input_ids, labels=tokens.labels if with_response else None, pixels=pixels)
 
     def _tokenize(self, record: Record, with_response: bool, max_length: int | None) -> tuple[Prompt, PromptTokens]:

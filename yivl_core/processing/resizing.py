@@ -22,9 +22,7 @@ Colour = tuple[int, ...]
 
 # Pillow keeps four bytes a pixel: 64 rows of the longest image that is taken make 17 MB.
 _BAND_ROWS = 64
-# A picture whose square is this many times as high is flat. Up to this side, so that the tables of weights stay small.
-_MIN_FLATNESS = 2
-_MAX_FLAT_SIDE_PX = 2048
+_MAX_TABLE_SIDE_PX = 2048  # so that the tables of weights stay small
 # Pillow's weights for 8-bit pixels are whole numbers, parts of 2^22 (src/libImaging/Resample.c, PRECISION_BITS).
 _WEIGHT_BITS = 22
 _WHOLE_WEIGHT = 1 << _WEIGHT_BITS
@@ -32,26 +30,32 @@ _BLOCK_PRODUCTS = 1 << 18  # are summed at once: too few for BLAS to start threa
 _WIDEST_FILTER = 5  # rows; Magic Kernel Sharp 2021 sees 4.5 on each side, Lanczos 3, bicubic 2
 
 
-def pad_and_resize(image: Image.Image, size: int, padding: Colour, resample: Image.Resampling) -> npt.NDArray[np.uint8]:
-    """An RGB image of any shape, centred on a square of the padding's colour and resized: uint8 `[S, S, 3]`.
+def pad_and_resize(
+    image: Image.Image, size: int, padding: Colour, resample: Image.Resampling
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """An RGB image of any shape, centred on a square of the padding's colour and resized.
 
     A band of rows at a time is narrowed, then the narrow picture is shortened, as Pillow's own two passes do it. So a picture of
-    60,000 x 3 pixels takes 0.1 GB instead of 14.
+    60,000 x 3 pixels takes 0.1 GB instead of 14. Pillow's own second pass is for large pictures: it is slower, and makes rows
+    that see nothing but padding, too.
 
     Args:
         image: RGB.
         size: side of the result.
         padding: colour around the image.
         resample: Pillow's filter.
+
+    Returns:
+        Rows of the new square, uint8 `[N, S, 3]`, and where the first of them stands; all others are padding alone.
     """
     side = max(image.size)
     top = (side - image.height) // 2
     rows = _narrowed(image, size, padding, resample)
-    if image.height * _MIN_FLATNESS <= side <= _MAX_FLAT_SIDE_PX:
+    if side <= _MAX_TABLE_SIDE_PX:
         return _shortened(rows, top, side, padding, resample)
     narrow = Image.new("RGB", (size, side), padding)
     narrow.paste(Image.fromarray(rows), (0, top))
-    return np.array(narrow.resize((size, size), resample))
+    return np.array(narrow.resize((size, size), resample)), 0
 
 
 def _narrowed(image: Image.Image, size: int, padding: Colour, resample: Image.Resampling) -> npt.NDArray[np.uint8]:
@@ -70,8 +74,8 @@ def _narrowed(image: Image.Image, size: int, padding: Colour, resample: Image.Re
 
 def _shortened(
     rows: npt.NDArray[np.uint8], top: int, side: int, padding: Colour, resample: Image.Resampling
-) -> npt.NDArray[np.uint8]:
-    """The second pass over a flat picture. Where rows see nothing but padding, nothing is computed.
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """The second pass: the rows that see something else than padding, and where the first of them stands.
 
     Args:
         rows: uint8 `[H, S, 3]`, what the first pass gave.
@@ -81,20 +85,18 @@ def _shortened(
         resample: Pillow's filter.
     """
     size, bottom = rows.shape[1], top + len(rows)
-    row_of_padding = np.frombuffer(bytes(padding) * size, dtype=np.uint8)  # rows are laid out flat: [.., S * 3] is filled fast
     first, weights = _resize_weights(side, size, resample)
     reach = weights.shape[1]
-    begin, end = np.searchsorted(first, (top - reach + 1, bottom))
-    square = np.empty((size, size * 3), dtype=np.uint8)
-    square[:begin] = square[end:] = row_of_padding
-    if begin < end:  # a filter may skip all rows of the picture
-        start, stop = int(first[begin]), int(first[end - 1]) + reach
-        above, below = max(top - start, 0), bottom - start
-        seen = np.empty((stop - start, size * 3), dtype=np.uint8)
-        seen[:above] = seen[below:] = row_of_padding
-        seen[above:below] = rows.reshape(-1, size * 3)[max(start - top, 0) : stop - top]
-        square[begin:end] = _weighed(seen, first[begin:end] - start, weights[begin:end])
-    return square.reshape(size, size, 3)
+    begin, end = np.searchsorted(first, (top - reach + 1, bottom)).tolist()
+    if begin == end:  # a filter that skips rows
+        return rows[:0], 0
+    start, stop = int(first[begin]), int(first[end - 1]) + reach
+    above, below = max(top - start, 0), bottom - start
+    seen = np.empty((stop - start, size * 3), dtype=np.uint8)  # rows are laid out flat, so that they are filled fast
+    seen[:above] = seen[below:] = np.frombuffer(bytes(padding) * size, dtype=np.uint8)
+    seen[above:below] = rows.reshape(-1, size * 3)[max(start - top, 0) : stop - top]
+    shortened = _weighed(seen, first[begin:end] - start, weights[begin:end]).astype(np.uint8)
+    return shortened.reshape(-1, size, 3), begin
 
 
 def _weighed(seen: npt.NDArray[np.uint8], first: npt.NDArray[np.int64], weights: npt.NDArray[np.int32]) -> npt.NDArray[np.int16]:

@@ -76,13 +76,12 @@ class PackedBatch:
 _TENSORS = ("input_ids", "position_ids", "learned", "targets", "cu_seq_lens", "image_places")
 
 
-def pack(samples: Sequence[ModelInputs], row_tokens: int, padding: tuple[int, ...]) -> list[PackedBatch]:
+def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
     """Whole samples in as few rows as first-fit finds, longest first; each sample in exactly one row.
 
     Args:
         samples: with labels.
         row_tokens: most tokens in a row; a longer sample gets a row of its own.
-        padding: red, green and blue of what their images are padded with.
     """
     rows: list[list[ModelInputs]] = []
     free: list[int] = []
@@ -95,10 +94,10 @@ def pack(samples: Sequence[ModelInputs], row_tokens: int, padding: tuple[int, ..
         else:
             rows[row].append(sample)
             free[row] -= length
-    return [_pack_row(row, padding) for row in rows]
+    return [_pack_row(row) for row in rows]
 
 
-def _pack_row(samples: Sequence[ModelInputs], padding: tuple[int, ...]) -> PackedBatch:
+def _pack_row(samples: Sequence[ModelInputs]) -> PackedBatch:
     lengths = [len(sample.input_ids) for sample in samples]
     input_ids = np.concatenate([sample.input_ids for sample in samples])
     labels = np.concatenate([_without_first(sample) for sample in samples])
@@ -111,7 +110,7 @@ def _pack_row(samples: Sequence[ModelInputs], padding: tuple[int, ...]) -> Packe
         cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
         max_length=max(lengths),
         image_places=torch.from_numpy(np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)),
-        pixels=UnpaddedPixels.of([sample.pixels for sample in samples], padding),
+        pixels=UnpaddedPixels.joined([sample.pixels for sample in samples]),
     )
 
 

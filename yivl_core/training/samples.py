@@ -206,7 +206,7 @@ def load_rows(
         for number, indices in chain(groups, [(0, ())]):
             current, ahead = ahead, [pool.submit(readers[number].load, index) for index in indices]
             if current:
-                yield pack([future.result() for future in current], row_tokens, readers[0].processor.preprocessor.padding)
+                yield pack([future.result() for future in current], row_tokens)
 
 
 def _measure(reader: SampleReader, ranges: Sequence[range], num_workers: int) -> Iterator[list[_Measured]]:
@@ -241,7 +241,7 @@ def _measure_all(reader: SampleReader, indices: Sequence[int]) -> list[_Measured
 
 
 def _load_and_pack(reader: SampleReader, indices: Sequence[int], *, row_tokens: int) -> list[PackedBatch]:
-    return pack([reader.load(index) for index in indices], row_tokens, reader.processor.preprocessor.padding)
+    return pack([reader.load(index) for index in indices], row_tokens)
 
 
 def _in_processes(

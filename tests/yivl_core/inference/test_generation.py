@@ -42,17 +42,17 @@ def requests(cases: dict[str, Any], reference: Path, processor: Processor) -> di
     golden = load_file(reference / "golden.safetensors")
     found = {}
     for name, case in cases.items():
-        pixels = []
+        images = []
         for image_name in case["images"]:
             with Image.open(reference / "images" / image_name) as image:
-                pixels.append(processor.preprocessor.to_square(image.convert("RGB")))
-            normalised = processor.preprocessor.normalise(torch.from_numpy(pixels[-1]).unsqueeze(0))[0]
+                images.append(image.convert("RGB"))
+            normalised = processor.preprocessor.normalise(processor.preprocessor.to_squares(images[-1:]).squares())[0]
             torch.testing.assert_close(normalised, golden[f"pixel_values.{image_name}"], rtol=0, atol=1e-6)
         widths = [processor.num_image_tokens if token == -200 else 1 for token in case["input_ids"]]
         inputs = ModelInputs(
             input_ids=np.repeat(np.array(case["input_ids"]), widths),
             labels=None,
-            pixels=np.array(pixels, dtype=np.uint8).reshape(-1, 84, 84, 3),
+            pixels=processor.preprocessor.to_squares(images),
         )
         found[name] = Request(sample_id=name, inputs=inputs)
     return found

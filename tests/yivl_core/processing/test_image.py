@@ -42,7 +42,11 @@ def preprocessor(config_path: Path) -> ImagePreprocessor:
 
 
 def pixel_values(preprocessor: ImagePreprocessor, image: Image.Image) -> np.ndarray:
-    return preprocessor.normalise(torch.from_numpy(preprocessor.to_square(image))[None])[0].numpy()
+    return preprocessor.normalise(preprocessor.to_squares([image]).squares())[0].numpy()
+
+
+def square_of(preprocessor: ImagePreprocessor, image: Image.Image) -> np.ndarray:
+    return preprocessor.to_squares([image]).squares()[0].numpy()
 
 
 def padded(image: Image.Image, color: tuple[int, int, int] = PADDING) -> Image.Image:
@@ -90,7 +94,7 @@ def test_grey_and_palette_pictures_are_made_rgb_before_the_square_unlike_in_the_
     golden: dict[str, np.ndarray], reference: Path, preprocessor: ImagePreprocessor, name: str
 ) -> None:
     image = decoded(reference / "images" / name)
-    assert preprocessor.to_square(image).transpose(2, 0, 1).tobytes() == golden[f"rgb_pad_uint8.{name}"].tobytes()
+    assert square_of(preprocessor, image).transpose(2, 0, 1).tobytes() == golden[f"rgb_pad_uint8.{name}"].tobytes()
 
 
 def test_palette_picture_that_the_original_spoilt_gives_its_pixel_values(
@@ -131,7 +135,7 @@ def test_transparency_is_put_over_white_unlike_in_the_original(
 def test_the_square_in_bands_is_the_whole_square_resized(preprocessor: ImagePreprocessor, width: int, height: int) -> None:
     image = picture(width, height)
     expected = np.array(padded(image).resize((84, 84), Image.Resampling.BICUBIC))
-    assert preprocessor.to_square(image).tobytes() == expected.tobytes()
+    assert square_of(preprocessor, image).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("size", [(1500, 3), (3, 1500), (1, 1), (100, 99), (31, 64)])
@@ -156,7 +160,7 @@ def test_the_published_size_works_too() -> None:
 
 
 def test_many_pictures_are_normalised_as_one_at_a_time(preprocessor: ImagePreprocessor) -> None:
-    pixels = torch.from_numpy(np.stack([preprocessor.to_square(picture(50, 40, seed)) for seed in range(3)]))
+    pixels = preprocessor.to_squares([picture(50, 40, seed) for seed in range(3)]).squares()
     together = preprocessor.normalise(pixels)
     assert together.shape == (3, 3, 84, 84)
     assert torch.equal(together, torch.cat([preprocessor.normalise(pixels[number : number + 1]) for number in range(3)]))
@@ -165,7 +169,7 @@ def test_many_pictures_are_normalised_as_one_at_a_time(preprocessor: ImagePrepro
 
 def test_a_side_that_would_take_gigabytes_is_a_named_error(preprocessor: ImagePreprocessor) -> None:
     with pytest.raises(ImageError, match=r"the image has 65536 x 1 pixels, and a side may have 65535 at most; cut") as raised:
-        preprocessor.to_square(Image.new("RGB", (MAX_SIDE_PX + 1, 1)))
+        preprocessor.to_squares([Image.new("RGB", (MAX_SIDE_PX + 1, 1))])
     assert raised.value.kind == "too_many_pixels"
 
 
@@ -193,8 +197,8 @@ from yivl_core.processing.image import ImagePreprocessor
 assert importlib.util.find_spec("torchvision").origin.startswith({str(tmp_path)!r})
 preprocessor = ImagePreprocessor.from_file({str(config_path)!r})
 values = np.random.default_rng(0).integers(0, 256, (77, 130, 3), dtype=np.uint8)
-pixels = preprocessor.to_square(Image.fromarray(values))
-print(hashlib.sha256(preprocessor.normalise(torch.from_numpy(pixels)[None]).numpy().tobytes()).hexdigest())
+pixels = preprocessor.to_squares([Image.fromarray(values)])
+print(hashlib.sha256(preprocessor.normalise(pixels.squares()).numpy().tobytes()).hexdigest())
 """
     environment = {
         **os.environ,
@@ -243,11 +247,11 @@ def test_every_key_counts(
 ) -> None:
     read, image = ImagePreprocessor.from_file(changed(config_path, tmp_path, **change)), picture(50, 70)
     assert pixel_values(read, image).tobytes() != pixel_values(preprocessor, image).tobytes()
-    same_pixels = read.to_square(image).tobytes() == preprocessor.to_square(image).tobytes()
+    same_pixels = square_of(read, image).tobytes() == square_of(preprocessor, image).tobytes()
     assert same_pixels == (effect == "values")
-    assert read.to_square(image).shape == ((42, 42, 3) if effect == "shape" else (84, 84, 3))
+    assert square_of(read, image).shape == ((42, 42, 3) if effect == "shape" else (84, 84, 3))
     if effect == "padding":
-        assert read.to_square(image)[0, 0].tolist() == [127, 127, 127]
+        assert square_of(read, image)[0, 0].tolist() == [127, 127, 127]
 
 
 @pytest.mark.parametrize(

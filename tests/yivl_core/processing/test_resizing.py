@@ -35,7 +35,7 @@ def whole_square(image: Image.Image, size: int, resample: Resampling) -> bytes:
 @example(700, 1, 5, Resampling.NEAREST, False)
 @given(
     width=st.integers(1, 400) | st.integers(400, 2100),
-    height=st.integers(1, 130),
+    height=st.integers(1, 130) | st.integers(130, 700),
     size=st.sampled_from([1, 84, 224, 448]),
     resample=st.sampled_from([Resampling.BICUBIC, *Resampling]),
     is_harsh=st.booleans(),
@@ -44,20 +44,22 @@ def test_a_square_is_what_pillow_makes_of_the_whole_square(
     width: int, height: int, size: int, resample: Resampling, is_harsh: bool
 ) -> None:
     image = picture(width, height, is_harsh)
-    made = pad_and_resize(image, size, PADDING, resample)
-    assert (made.dtype, made.shape) == (np.uint8, (size, size, 3))
+    rows, top = pad_and_resize(image, size, PADDING, resample)
+    assert (rows.dtype, rows.shape[1:]) == (np.uint8, (size, 3))
+    made = np.full((size, size, 3), PADDING, dtype=np.uint8)
+    made[top : top + len(rows)] = rows
     assert made.tobytes() == whole_square(image, size, resample)
 
 
-def test_flat_pictures_and_no_others_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_up_to_a_side_and_no_others_go_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the short way was taken")
 
     short = resizing._shortened
-    sizes = {(200, 25): True, (300, 150): True, (300, 151): False, (25, 200): False, (2048, 9): True, (2049, 9): False}
-    for size, is_flat in sizes.items():
+    sizes = {(200, 25): True, (300, 300): True, (2048, 9): True, (2049, 9): False, (9, 2049): False}
+    for size, is_short in sizes.items():
         with monkeypatch.context() as patched:
-            patched.setattr(Image.Image if is_flat else resizing, "paste" if is_flat else "_shortened", refuse)
+            patched.setattr(Image.Image if is_short else resizing, "paste" if is_short else "_shortened", refuse)
             pad_and_resize(picture(*size, is_harsh=False), 84, PADDING, Resampling.BICUBIC)
     assert resizing._shortened is short
 

@@ -21,7 +21,7 @@ def make_squares(num_images: int = 6) -> np.ndarray:
 
 
 def augmented(strength: float, seed: int = 3) -> np.ndarray:
-    return augment(UnpaddedPixels.of([make_squares()], PADDING), strength, seed).squares().numpy()
+    return augment(UnpaddedPixels.of([(square, 0) for square in make_squares()], SIZE, PADDING), strength, seed).squares().numpy()
 
 
 def test_without_strength_nothing_changes() -> None:
@@ -64,7 +64,7 @@ def test_a_stronger_change_is_a_larger_one() -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # within torch's compiler
 def test_compiled_it_changes_the_same() -> None:
-    pixels = UnpaddedPixels.of([make_squares()], PADDING)
+    pixels = UnpaddedPixels.of([(square, 0) for square in make_squares()], SIZE, PADDING)
     plain, compiled = (augment(pixels, 0.7, 3, compiled=compiled).squares().int() for compiled in (False, True))
     assert (plain - compiled).abs().max() <= 1
     assert (plain != compiled).float().mean() < 0.01

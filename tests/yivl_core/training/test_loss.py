@@ -18,13 +18,8 @@ from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.training.configuration import TrainingSettings
 from yivl_core.training.loss import row_loss, use_packed_attention
-from yivl_core.training.packing import PackedBatch
-from yivl_core.training.packing import pack as pack_with_padding
+from yivl_core.training.packing import PackedBatch, pack
 from yivl_core.training.samples import Samples
-
-
-def pack(samples: list[ModelInputs], row_tokens: int) -> list[PackedBatch]:
-    return pack_with_padding(samples, row_tokens, (122, 116, 104))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +57,7 @@ def single_losses(model: PeftModel, samples: list[ModelInputs], processor: Proce
     for sample in samples:
         assert sample.labels is not None
         labels = torch.from_numpy(sample.labels).unsqueeze(0)
-        pixel_values = processor.preprocessor.normalise(torch.from_numpy(sample.pixels)) if len(sample.pixels) else None
+        pixel_values = processor.preprocessor.normalise(sample.pixels.squares()) if sample.pixels.num_images else None
         outputs = model(input_ids=torch.from_numpy(sample.input_ids).unsqueeze(0), pixel_values=pixel_values, labels=labels)
         num_learned = int((labels[0, 1:] != -100).sum())
         yield outputs.loss * num_learned, num_learned
@@ -110,7 +105,7 @@ def test_packed_loss_and_gradients_equal_those_of_single_samples(
 
 
 def test_the_rows_of_that_comparison_are_of_every_kind(samples: list[ModelInputs]) -> None:
-    assert {len(sample.pixels) for sample in samples} == {0, 1, 2}
+    assert {sample.pixels.num_images for sample in samples} == {0, 1, 2}
     assert {row.num_samples for row in pack(samples, 1)} == {1}
     assert max(row.num_samples for row in pack(samples, 800)) >= 3
     assert len(pack(samples, 800)) > 1
@@ -119,7 +114,7 @@ def test_the_rows_of_that_comparison_are_of_every_kind(samples: list[ModelInputs
 
 
 def test_a_sample_does_not_see_its_neighbours(samples: list[ModelInputs], adapted: PeftModel, processor: Processor) -> None:
-    text, other = [sample for sample in samples if not len(sample.pixels)][:2]
+    text, other = [sample for sample in samples if not sample.pixels.num_images][:2]
     alone = [loss.item() for loss, _ in packed_losses(adapted, pack([text], 10_000), processor)]
     [row] = pack([text, other], 10_000)
     together = [loss.item() for loss, _ in packed_losses(adapted, [row], processor)]
@@ -140,7 +135,7 @@ def test_right_tokens_are_counted(samples: list[ModelInputs], adapted: PeftModel
     expected = 0
     with torch.no_grad():
         for sample in samples:
-            pixel_values = processor.preprocessor.normalise(torch.from_numpy(sample.pixels)) if len(sample.pixels) else None
+            pixel_values = processor.preprocessor.normalise(sample.pixels.squares()) if sample.pixels.num_images else None
             chosen = base(torch.from_numpy(sample.input_ids).unsqueeze(0), pixel_values).logits[0, :-1].argmax(-1).numpy()
             assert sample.labels is not None
             expected += int((chosen == sample.labels[1:]).sum())
@@ -164,7 +159,7 @@ def test_a_packed_row_has_the_losses_of_the_original_code(golden_cases: dict[str
         sample = ModelInputs(
             input_ids=np.repeat(np.array(case["input_ids"]), widths),
             labels=np.repeat(np.array(case["labels"]), widths),
-            pixels=np.array([processor.preprocessor.to_square(image) for image in images], dtype=np.uint8).reshape(-1, 84, 84, 3),
+            pixels=processor.preprocessor.to_squares(images),
         )
         samples.append(sample)
         assert sample.labels is not None

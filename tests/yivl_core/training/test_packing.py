@@ -9,17 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.processor import ModelInputs
 from yivl_core.processing.tokenization import IGNORE_INDEX
-from yivl_core.training.packing import PackedBatch
-from yivl_core.training.packing import pack as pack_with_padding
+from yivl_core.training.packing import PackedBatch, pack
 
 SIZE_PX = 2
 PADDING = (50, 50, 50)  # the second image of sample 0 is nothing else
-
-
-def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
-    return pack_with_padding(samples, row_tokens, PADDING)
 
 
 def make_samples(shapes: Sequence[tuple[int, int]]) -> list[ModelInputs]:
@@ -28,8 +24,9 @@ def make_samples(shapes: Sequence[tuple[int, int]]) -> list[ModelInputs]:
     for number, (length, num_images) in enumerate(shapes):
         input_ids = 1000 * number + np.arange(length)
         labels = np.where(np.arange(length) % 3 == 1, IGNORE_INDEX, input_ids)
-        pixels = np.full((num_images, SIZE_PX, SIZE_PX, 3), number, dtype=np.uint8)
-        pixels += np.arange(num_images, dtype=np.uint8)[:, None, None, None] * 50
+        squares = np.full((num_images, SIZE_PX, SIZE_PX, 3), number, dtype=np.uint8)
+        squares += np.arange(num_images, dtype=np.uint8)[:, None, None, None] * 50
+        pixels = UnpaddedPixels.of([(square, 0) for square in squares], SIZE_PX, PADDING)
         samples.append(ModelInputs(input_ids=input_ids, labels=labels, pixels=pixels))
     return samples
 
@@ -92,7 +89,7 @@ def test_images_stand_in_the_order_of_their_samples(shapes: list[tuple[int, int]
     samples = make_samples(shapes)
     for row in pack(samples, row_tokens):
         numbers = [int(row.input_ids[document][0]) // 1000 for document in documents(row)]
-        expected = np.concatenate([samples[number].pixels for number in numbers])
+        expected = np.concatenate([samples[number].pixels.squares() for number in numbers])
         assert row.pixels.rows.dtype == torch.uint8
         assert np.array_equal(row.pixels.squares().numpy(), expected)
 

@@ -65,7 +65,7 @@ def evaluate_with_the_model_of_record(checkpoint: Path, adapter: str, rows: list
         inputs = processor.process(row.record, images, with_response=True)
         assert inputs.labels is not None
         labels = torch.from_numpy(inputs.labels).unsqueeze(0)
-        pixel_values = processor.preprocessor.normalise(torch.from_numpy(inputs.pixels)) if len(inputs.pixels) else None
+        pixel_values = processor.preprocessor.normalise(inputs.pixels.squares()) if inputs.pixels.num_images else None
         with torch.no_grad():
             outputs = model(input_ids=torch.from_numpy(inputs.input_ids).unsqueeze(0), pixel_values=pixel_values, labels=labels)
         is_learned = labels[0, 1:] != -100
