@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class ImageInfo:
     @property
     def reference(self) -> ImageReference:
         """The image where it was found, whatever folder that is: its content has to be what validation saw."""
-        return ImageReference(uri=self.uri, address=self.path, root=Path(self.path).parent, sha256=self.sha256)
+        return ImageReference(uri=self.uri, address=self.path, root=_folder(os.path.dirname(self.path)), sha256=self.sha256)  # noqa: PTH120
 
     def reference_under(self, root: Path) -> ImageReference:
         """The same image below another root, for files that were moved."""
@@ -149,26 +150,30 @@ class ImageStore:
             ImageError: of kind `image_missing`, `path_escape`, `url_not_allowed`, `control_char`, `bad_unicode`, `not_a_file` or
                 `empty`.
         """
+        return Path(self._real_path(image))
+
+    def _real_path(self, image: ImageReference) -> str:
+        """As `resolve`, for each image of a training: a `Path` is dearer than what is done with it."""
         _refuse_address(image.address)
-        real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118 (cheaper than a `Path`)
+        real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118
         root = self._real_root(image.root)
         if real_path != root and not real_path.startswith(root.rstrip("/") + "/"):
             raise _escape(image.address, f"leads out of {root}")
         if not _is_text(real_path):
             raise ImageError("bad_unicode", f"the path {real_path!a} is not UTF-8", "rename the file or folder")
-        path = Path(real_path)
         try:
-            status = path.stat()
+            status = os.stat(real_path)  # noqa: PTH116
         except OSError as cause:  # not there, no folder on the way, symbolic links in a circle, name too long
-            reason = describe_os_error(cause, path) if isinstance(cause, PermissionError) else f"{cause.strerror}: {path}"
-            kind = "permission_denied" if isinstance(cause, PermissionError) else "image_missing"
+            is_denied = isinstance(cause, PermissionError)
+            reason = describe_os_error(cause, real_path) if is_denied else f"{cause.strerror}: {real_path}"
+            kind = "permission_denied" if is_denied else "image_missing"
             raise ImageError(kind, f"image {shown(image.uri)} is not there ({reason})", _MISSING_REMEDY) from cause
         if not stat.S_ISREG(status.st_mode):
             message = f"image {shown(image.uri)} is a {_file_type(status.st_mode)}, not a file"
             raise ImageError("not_a_file", message, "give the address of an image file")
         if status.st_size == 0:
             raise ImageError("empty", f"image {shown(image.uri)} has no content", "replace the file")
-        return path
+        return real_path
 
     def load(self, image: ImageReference) -> LoadedImage:
         """The pixels of an image, decoded in full.
@@ -178,9 +183,9 @@ class ImageStore:
                 that an earlier validation saw.
             StorageError: the disk or network failed.
         """
-        path = self.resolve(image)
+        path = self._real_path(image)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb") as file:  # noqa: PTH123
                 content = _in_memory(file)
                 sha256 = hashlib.file_digest(content, "sha256").hexdigest()
                 num_bytes = content.seek(0, io.SEEK_END)
@@ -197,7 +202,7 @@ class ImageStore:
             raise ImageError(cause.kind, f"image {shown(image.uri)}: {cause.message}", cause.remedy) from cause
         info = ImageInfo(
             uri=image.uri,
-            path=str(path),
+            path=path,
             sha256=sha256,
             width=decoded.image.width,
             height=decoded.image.height,
@@ -214,6 +219,12 @@ class ImageStore:
                 self._real_roots.clear()
             real_root = self._real_roots[root] = os.path.realpath(root)
         return real_root
+
+
+@lru_cache(maxsize=_NUM_ROOTS_REMEMBERED)
+def _folder(path: str) -> Path:
+    """One `Path` for all images of a folder: it is made, and written out, once."""
+    return Path(path)
 
 
 def _in_memory(file: io.BufferedReader) -> io.BytesIO | io.BufferedReader:
