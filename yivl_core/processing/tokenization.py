@@ -211,17 +211,23 @@ def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, num_image_tokens: int)
         DatasetError: a text holds half of a surrogate pair.
     """
     parts: list[npt.NDArray[np.int64]] = []
-    labels: list[npt.NDArray[np.int64]] = []
+    learned: list[slice] = []
+    length = 0
     for segment in prompt.segments:
         if isinstance(segment, ImageSlot):
-            ids, is_learned = np.full(num_image_tokens, IMAGE_TOKEN_INDEX, dtype=np.int64), False
+            ids = np.full(num_image_tokens, IMAGE_TOKEN_INDEX, dtype=np.int64)
         elif segment.is_learned:
-            ids, is_learned = np.array(tokenizer.encode(segment.text), dtype=np.int64), True
+            ids = np.array(tokenizer.encode(segment.text), dtype=np.int64)
+            learned.append(slice(length, length + len(ids)))
         else:
-            ids, is_learned = tokenizer.encode_repeated(segment.text), False
+            ids = tokenizer.encode_repeated(segment.text)
         parts.append(ids)
-        labels.append(ids if is_learned else np.full(len(ids), IGNORE_INDEX, dtype=np.int64))
-    return PromptTokens(input_ids=np.concatenate(parts), labels=np.concatenate(labels))
+        length += len(ids)
+    input_ids = np.concatenate(parts)
+    labels = np.full(length, IGNORE_INDEX, dtype=np.int64)
+    for span in learned:
+        labels[span] = input_ids[span]
+    return PromptTokens(input_ids=input_ids, labels=labels)
 
 
 def _any_of(texts: Iterable[str]) -> str:
