@@ -35,7 +35,7 @@ class ValidationConfig(BaseModel):
         default=None,
         ge=0,
         le=1024,
-        description="processes that check the rows and images of a large dataset; 0: none but this one; default: one for each core",
+        description="processes that check the rows of a large dataset, images included; 0: only this one; default: one a core",
     )
 
 

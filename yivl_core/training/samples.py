@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from itertools import chain
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -50,8 +50,7 @@ class DroppedRecord:
     num_tokens: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
+class _Measured(NamedTuple):  # which comes from another process in half the time of a dataclass
     """How long a record is, its content, what ties it to other records (its images, or itself), and where it was written."""
 
     num_tokens: int | None
