@@ -6,7 +6,7 @@ never beyond their limit, so memory does not depend on the file; a json list is 
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
@@ -43,6 +43,7 @@ class RawRow:
         json: its JSON as bytes, where it waits for `parse_raw_row`.
         values: its values by field name, or None if there are none to be had.
         findings: what is wrong with it.
+        num_bytes: how long its values are as they are written.
     """
 
     line: int | None
@@ -50,12 +51,7 @@ class RawRow:
     json: bytes | None = None
     values: dict[str, Any] | None = None
     findings: list[Finding] = field(default_factory=list)
-
-
-def read_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
-    """The rows of a file, as `split_raw_rows`, all of them parsed."""
-    reader = StrictJsonReader()
-    return (parse_raw_row(row, reader) for row in split_raw_rows(url, max_line_bytes))
+    num_bytes: int = 0
 
 
 def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
@@ -90,7 +86,9 @@ def parse_raw_row(row: RawRow, reader: StrictJsonReader) -> RawRow:
             value, findings = reader.read_all(text)
         except JsonSyntaxError as cause:
             findings = [cause.finding]
-    return _object_row(row.line, kept, value, findings, row.findings)
+    parsed = _object_row(row.line, kept, value, findings)
+    parsed.findings.extend(row.findings)
+    return parsed
 
 
 def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_line_bytes: int) -> Iterator[RawRow]:
@@ -155,17 +153,14 @@ def _read_jsonl(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
                 yield _about_file("invalid_json", message, "name it .json, or write one record a line")
                 return
             is_first = False
-            yield RawRow(line=number, json=data)
+            yield RawRow(line=number, json=data, num_bytes=len(data))
 
 
-def _object_row(
-    number: int | None, text: str, value: Any, findings: list[Finding], earlier_findings: Sequence[Finding] = ()
-) -> RawRow:
+def _object_row(line: int | None, text: str, value: Any, findings: list[Finding], num_bytes: int = 0) -> RawRow:
     if not findings and not isinstance(value, dict):
         message = f"a record has to be a JSON object, this is {shown(value)}"
         findings = [error("not_an_object", message, 'write {"query": ..., "response": ...}')]
-    values = None if findings else value
-    return RawRow(line=number, text=text, values=values, findings=[*findings, *earlier_findings])
+    return RawRow(line=line, text=text, values=None if findings else value, findings=findings, num_bytes=num_bytes)
 
 
 def _read_json_list(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
@@ -201,10 +196,11 @@ def _list_items(text: str, position: int, max_bytes: int) -> Iterator[RawRow]:
             )
             return
         kept = text[position : min(end, position + _MAX_KEPT_CHARS)]
-        if len(text[position:end].encode(errors="surrogatepass")) > max_bytes:
+        num_bytes = len(text[position:end].encode(errors="surrogatepass"))
+        if num_bytes > max_bytes:
             yield RawRow(line=line, text=kept, findings=[_too_long(max_bytes)])
         else:
-            yield _object_row(line, kept, value, findings)
+            yield _object_row(line, kept, value, findings, num_bytes)
         position = skip_white_space(text, end)
         if text.startswith(",", position):
             position = skip_white_space(text, position + 1)
@@ -246,7 +242,7 @@ def _read_csv(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
         elif findings:
             yield RawRow(line=number, text=text[:_MAX_KEPT_CHARS], findings=findings)
         else:
-            yield _csv_row(number, text[:_MAX_KEPT_CHARS], header, cells)
+            yield _csv_row(number, text[:_MAX_KEPT_CHARS], header, cells, len(data))
 
 
 def _csv_texts(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -282,7 +278,7 @@ def _header_problem(header: list[str]) -> Finding | None:
     return None
 
 
-def _csv_row(number: int, text: str, header: list[str], cells: list[str]) -> RawRow:
+def _csv_row(number: int, text: str, header: list[str], cells: list[str], num_bytes: int) -> RawRow:
     if len(cells) != len(header):
         message = f"{len(cells)} cells for {len(header)} columns"
         return RawRow(line=number, text=text, findings=[error("invalid_csv", message, "quote cells that hold a comma")])
@@ -299,4 +295,4 @@ def _csv_row(number: int, text: str, header: list[str], cells: list[str]) -> Raw
                 findings.append(error(cause.finding.kind, message, 'write lists as JSON, such as ["a.png"]'))
         elif cell:
             values[name] = cell
-    return RawRow(line=number, text=text, values=values, findings=findings)
+    return RawRow(line=number, text=text, values=None if findings else values, findings=findings, num_bytes=num_bytes)

@@ -78,15 +78,17 @@ class CheckedBlock:
 
 
 class ImageChecker:
-    """Looks at images; what several rows name is decoded once, as long as those rows are not too far apart.
-
-    To be shared by threads.
+    """Looks at images for the threads of this process; what several rows name is decoded once, if they are not too far apart.
 
     Args:
         store: reads the images.
+
+    Attributes:
+        num_checked: how many different images it was asked about.
     """
 
     def __init__(self, store: ImageStore) -> None:
+        self.num_checked = 0
         self._store = store
         self._known: OrderedDict[ImageReference, Future[Outcome]] = OrderedDict()
         self._lock = threading.Lock()
@@ -107,6 +109,7 @@ class ImageChecker:
             is_new = future is None
             if future is None:
                 future = Future()
+                self.num_checked += 1
             self._known[image] = future  # behind all others, as the latest
             if len(self._known) > _NUM_IMAGES_REMEMBERED:
                 self._known.popitem(last=False)

@@ -22,7 +22,7 @@ from yivl_core.errors import ChildFailedError
 
 _MAX_THREADS = 8
 _NUM_IMAGES_FOR_WORKERS = 1000
-_NUM_ROWS_FOR_WORKERS = 10_000  # without an image
+_NUM_ROWS_FOR_WORKERS = 10_000  # whatever images they have
 _NUM_SINGLE_ROWS = 1000  # first ones, so that few rows with large images keep all threads busy
 _ROWS_PER_BLOCK = 64
 _BLOCK_BYTES = 1 << 18  # so that long rows do not add up
@@ -67,7 +67,7 @@ def _blocks(files: Iterable[FileRows], workers: "RowWorkers") -> Iterator[RowBlo
         num_bytes = 0
         for row in rows:
             block.append(row)
-            num_bytes += len(row.json or row.text)
+            num_bytes += row.num_bytes
             if len(block) >= workers.rows_per_block or num_bytes > _BLOCK_BYTES:
                 yield RowBlock(reader=reader, rows=block)
                 block, num_bytes = [], 0
@@ -86,7 +86,7 @@ class RowWorkers:
     def __init__(self, images: ImageChecker, num_workers: int) -> None:
         self._images = images
         self._num_workers = num_workers
-        self._num_rows, self._num_images = 0, 0
+        self._num_rows = 0
         self._threads = ThreadPoolExecutor(min(_MAX_THREADS, count_cores()), thread_name_prefix="row")
         self._askers: ThreadPoolExecutor | None = None
         self._own = threading.local()  # the process of a thread
@@ -115,7 +115,7 @@ class RowWorkers:
         """
         self._num_rows += len(block.rows)
         if not self._wants_processes:
-            return self._threads.submit(self._check, block)
+            return self._threads.submit(check_block, block, self._images)
         if self._askers is None:
             self._askers = ThreadPoolExecutor(self._num_workers, "row-asker", initializer=_block_signals)
         return self._askers.submit(self._ask, block)
@@ -134,14 +134,8 @@ class RowWorkers:
 
     @property
     def _wants_processes(self) -> bool:
-        is_much = self._num_images >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
+        is_much = self._images.num_checked >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
         return self._num_workers > 0 and is_much
-
-    def _check(self, block: RowBlock) -> CheckedBlock:
-        checked = check_block(block, self._images)
-        with self._lock:
-            self._num_images += len(checked.images)
-        return checked
 
     def _ask(self, block: RowBlock) -> CheckedBlock:
         process = self._process()

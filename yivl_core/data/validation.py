@@ -43,7 +43,8 @@ def validate_dataset(
     Args:
         config: the files, the folder, and the limits.
         on_progress: called every few records.
-        count_tokens: length of a record in tokens, its images included; given, the report tells the lengths.
+        count_tokens: length of a record in tokens, its images included; given, the report tells the lengths. It is called in
+            this process, and so takes more time than all else where many workers check the rows.
 
     Raises:
         ConfigurationError: a file or the image root is not there, or has an unknown format.

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.data.raw_rows import RawRow, read_raw_rows
+from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
+from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, StorageError
 
 GOOD = '{"query": "Read it."}'
@@ -18,7 +19,8 @@ GOOD = '{"query": "Read it."}'
 
 def rows_of(path: Path, content: bytes | str, max_line_bytes: int = 10_000) -> list[RawRow]:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list(read_raw_rows(str(path), max_line_bytes))
+    reader = StrictJsonReader()
+    return [parse_raw_row(row, reader) for row in split_raw_rows(str(path), max_line_bytes)]
 
 
 def places(rows: list[RawRow]) -> list[tuple[int | None, list[str]]]:
@@ -59,7 +61,7 @@ def test_a_huge_line_is_refused_without_being_held_and_the_lines_around_it_are_r
     subprocess.run([sys.executable, shared_data / "data/bad_jsonl/make_huge_line.py", path, "10"], check=True)
     assert path.stat().st_size > 10_000_000
     tracemalloc.start()
-    rows = list(read_raw_rows(str(path), 1_000_000))
+    rows = list(split_raw_rows(str(path), 1_000_000))
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert places(rows) == [(1, []), (2, ["line_too_long"]), (3, [])]
@@ -197,10 +199,10 @@ def test_a_csv_row_that_is_not_utf8_is_found_and_the_others_are_read(tmp_path: P
 
 def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json or \.csv"):
-        read_raw_rows(str(tmp_path / "a.txt"), 1000)
+        split_raw_rows(str(tmp_path / "a.txt"), 1000)
 
 
 def test_capital_extensions_are_known_and_a_lost_file_is_a_storage_error(tmp_path: Path) -> None:
     assert places(rows_of(tmp_path / "A.JSONL", GOOD)) == [(1, [])]
     with pytest.raises(StorageError, match=r"gone\.jsonl: there is no such file"):
-        list(read_raw_rows(str(tmp_path / "gone.jsonl"), 1000))
+        list(split_raw_rows(str(tmp_path / "gone.jsonl"), 1000))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from yivl_core.data import row_workers
 from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_rows import RawRow, split_raw_rows
 from yivl_core.data.reading import RowReader
 from yivl_core.data.row_checks import ImageChecker
 from yivl_core.data.row_workers import FileRows, check_rows
@@ -70,13 +71,27 @@ def test_only_a_bounded_number_of_rows_is_read_ahead(make_image: Callable[..., P
     assert num_checked + sum(len(block.rows) for block in blocks) == 1000
 
 
-def test_long_rows_do_not_add_up_in_a_block(tmp_path: Path) -> None:
-    long_row, num_rows = RawRow(line=1, json=json.dumps({"query": "x" * 200_000}).encode()), 1200
-    reader, _ = file_rows(tmp_path)
-    blocks = check_rows([(reader, [long_row] * num_rows)], ImageChecker(ImageStore()), num_workers=0)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_long_rows_do_not_add_up_in_a_block(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_workers, "_NUM_SINGLE_ROWS", 0)
+    text, num_rows = "x" * 100_000, 40
+    rows = [json.dumps({"query": text})] * num_rows
+    contents = {".jsonl": "\n".join(rows), ".json": f"[{','.join(rows)}]", ".csv": "\n".join(["query", *([text] * num_rows)])}
+    path = tmp_path / f"data{suffix}"
+    path.write_text(contents[suffix])
+    reader = RowReader.of_file(str(path), None, "inference")
+    blocks = check_rows([(reader, split_raw_rows(str(path), 200_000))], ImageChecker(ImageStore()), num_workers=0)
     sizes = [len(block.rows) for block in blocks]
     assert sum(sizes) == num_rows
-    assert max(sizes) == 2
+    assert max(sizes) == 3
+
+
+def test_images_are_counted_where_their_rows_are_rejected_too(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("a.png")
+    checker = ImageChecker(ImageStore())
+    reader, rows = file_rows(tmp_path, ("a.png", "gone.png"), ("a.png",))
+    assert [row.text is None for block in check_rows([(reader, rows)], checker, 0) for row in block.rows] == [False, True]
+    assert checker.num_checked == 2
 
 
 @pytest.mark.parametrize("num_rows_before", [0, 50])

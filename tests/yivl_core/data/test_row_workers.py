@@ -142,7 +142,9 @@ def test_tokens_are_counted_wherever_the_rows_are_checked(
     write_rows: Callable[..., Path],
     early_workers: list[subprocess.Popen[bytes]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(row_workers, "_NUM_ROWS_FOR_WORKERS", 10)
     make_image("a.png")
     path = write_rows(*({"query": "x" * number, "response": "1", "images": ["a.png"]} for number in range(1, 101)))
     config = ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"), num_workers=2)
@@ -176,6 +178,32 @@ def test_a_process_that_dies_is_told_and_ends_the_check(
         early_workers[0].kill()
         with pytest.raises(ChildFailedError, match=r"was killed by SIGKILL \(out of memory, perhaps\); run it again, with fewer"):
             workers.submit(block_of(tmp_path, names[5])).result()
+
+
+def test_a_process_that_cannot_start_ends_the_check(
+    make_image: Callable[..., Path], early_workers: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_workers, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(row_workers, "_NUM_IMAGES_FOR_WORKERS", 0)
+    message = r"a process that checks rows ended with exit code 3; run it again"
+    with (
+        closing(RowWorkers(ImageChecker(ImageStore()), num_workers=1)) as workers,
+        pytest.raises(ChildFailedError, match=message),
+    ):
+        workers.submit(block_of(tmp_path, make_image("a.png").name)).result()
+    assert early_workers
+
+
+def test_cells_that_are_nested_too_deep_for_python_reach_no_process(
+    early_workers: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_workers, "_NUM_ROWS_FOR_WORKERS", 10)
+    deep = [f"q,r,{'[' * depth}{']' * depth}" for depth in range(900, 1000)]
+    (tmp_path / "data.csv").write_text("\n".join(["query,response,meta", *(["a,b,"] * 20), *deep]))
+    config = ValidationConfig(dataset=(str(tmp_path / "data.csv"),), output=str(tmp_path / "out"), num_workers=1)
+    summary = validate_dataset(config)
+    assert (summary.num_records, summary.num_quarantined) == (20, 100)
+    assert early_workers
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, -1])
