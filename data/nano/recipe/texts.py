@@ -10,6 +10,9 @@ from vocabulary import ABBREVIATIONS, COMPANY_WORDS, FIRST_NAMES, LABELS, PHRASE
 USUAL_LENGTH = 24
 MAX_LENGTH = 32
 LONG_SHARE = 0.06
+JOINED_SHARE = 0.3
+JOINED_LENGTHS = (12, USUAL_LENGTH)
+MAX_JOINED = 6
 
 
 class TextSampler:
@@ -48,7 +51,18 @@ class TextSampler:
                 text = self._lengthen(text, rng)
             text = " ".join(text.split())
             if 0 < len(text) <= max_length:
-                return text
+                return self._join(text, rng) if len(text) > 1 and rng.random() < JOINED_SHARE else text
+
+    def _join(self, text: str, rng: random.Random) -> str:
+        """`text` with others beside it, as in the columns of a table: an image costs the same, however long its text is."""
+        least = rng.randint(*JOINED_LENGTHS)
+        for _ in range(MAX_JOINED):
+            if len(text) >= least:
+                break
+            other = " ".join(rng.choices(self._kinds, self._weights)[0](rng).split())
+            if other and len(text) + 1 + len(other) <= USUAL_LENGTH:
+                text = f"{text} {other}"
+        return text
 
     def _lengthen(self, text: str, rng: random.Random) -> str:
         while len(text) < USUAL_LENGTH:

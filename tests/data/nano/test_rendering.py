@@ -25,7 +25,8 @@ def test_texts_are_printable_ascii_of_the_promised_lengths_and_cover_every_chara
     assert min(lengths) == 1
     assert max(lengths) <= 32
     assert 0.03 < sum(lengths[length] for length in lengths if length > 24) / len(texts) < 0.08
-    assert 6 <= np.median([len(text) for text in texts]) <= 10
+    assert 10 <= np.median([len(text) for text in texts]) <= 14
+    assert 0.3 < sum(lengths[length] for length in lengths if length > 16) / len(texts) < 0.5, "most errors are in long lines"
     assert all(text == " ".join(text.split()) for text in texts)
     counts = Counter("".join(texts))
     assert set(counts) == PRINTABLE
