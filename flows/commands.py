@@ -90,11 +90,21 @@ def _figures(summary: EvaluationSummary) -> str:
     )
 
 
+def _change(before: EvaluationSummary, after: EvaluationSummary) -> str:
+    """What was gained or lost; both answered the same records."""
+    was, now = (round(summary.exact_match * summary.num_samples) for summary in (before, after))
+    cer = f"CER {abs(after.cer - before.cer):.4f} {'higher' if after.cer > before.cer else 'lower'}"
+    return f"{abs(now - was)} {'fewer' if now < was else 'more'} of {after.num_samples} records exact ({was} -> {now}), {cer}"
+
+
 def _describe_retrain(summary: RetrainSummary) -> str:
-    base = f"base    {_figures(summary.base_evaluation)}\n" if summary.base_evaluation else ""
+    base = change = ""
+    if summary.base_evaluation:
+        base = f"base    {_figures(summary.base_evaluation)}\n"
+        change = f"change  {_change(summary.base_evaluation, summary.evaluation)}\n"
     comparison = f"compare {summary.comparison}\n" if summary.comparison else ""
     return (
-        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n\n"
+        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}\n"
         f"model   {summary.model}\nreport  {summary.evaluation.output}/report.md\n{comparison}"
         f"summary {summary.output}/summary.json"
     )

@@ -93,7 +93,6 @@ class DemoConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     output: str = Field(default=".demo", description="folder to work in; a second run goes on from what is there")
-    seed: int = Field(default=0, ge=0, description="seed of the random checkpoint that the demo starts from")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

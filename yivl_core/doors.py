@@ -6,17 +6,14 @@ A door's function is imported when it is opened, so that looking at the table lo
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
-from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
-from yivl_core.model.files import RANDOM_KIND, checkpoint_digest, read_about
 from yivl_core.progress import OnProgress
 from yivl_core.settings import narrow
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
@@ -30,23 +27,6 @@ class ShardedInferenceConfig(InferenceConfig):
     shard_indices: tuple[int, ...] | None = Field(
         default=None, description="shards to do, counted from 0; default: all that are missing; none: plan them only"
     )
-
-
-class RandomCheckpointConfig(BaseModel):
-    """Settings of `write_random_checkpoint`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    output: str = Field(description="checkpoint folder to write")
-    seed: int = Field(default=0, ge=0, description="seed of the weights")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomCheckpointSummary:
-    """What `write_random_checkpoint` wrote: the checkpoint folder, and the sha256 (hex) of its content."""
-
-    output: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +55,6 @@ def infer(config: ShardedInferenceConfig, on_progress: OnProgress) -> InferenceS
     return summary
 
 
-def write_random_checkpoint(config: RandomCheckpointConfig, _: OnProgress) -> RandomCheckpointSummary:
-    """`write_random_checkpoint`, called like the other doors.
-
-    Raises:
-        OutputError: the folder holds something else than an earlier random checkpoint.
-    """
-    folder = Path(config.output)
-    if folder.is_dir() and any(folder.iterdir()) and read_about(folder).get("kind") != RANDOM_KIND:
-        raise OutputError(f"{folder}: holds something else than a random checkpoint; choose another output folder")
-    _import("yivl_core.model.random_checkpoint:write_random_checkpoint")(Path(config.output), seed=config.seed)
-    return RandomCheckpointSummary(output=config.output, digest=checkpoint_digest(config.output))
-
-
 def _import(place: str) -> Callable[..., Any]:
     module_name, name = place.split(":")
     function: Callable[..., Any] = getattr(import_module(module_name), name)
@@ -101,10 +68,5 @@ DOORS = {
     "infer": Door(config=ShardedInferenceConfig, summary=InferenceSummary, function="yivl_core.doors:infer"),
     "evaluate": Door(
         config=EvaluationConfig, summary=EvaluationSummary, function="yivl_core.evaluation.report:evaluate_predictions"
-    ),
-    "random-checkpoint": Door(
-        config=RandomCheckpointConfig,
-        summary=RandomCheckpointSummary,
-        function="yivl_core.doors:write_random_checkpoint",
     ),
 }

@@ -85,7 +85,7 @@ def cli_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
 def core_without_children() -> Iterator[None]:
     """Tasks run the core in this process: a child takes seconds to load torch, and what happens in it is the same."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for module in ("checkpoint", "inference", "merging", "training"):
+        for module in ("inference", "merging", "training"):
             monkeypatch.setattr(f"tasks.{module}.run_in_child", run_here)
         yield
 

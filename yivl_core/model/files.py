@@ -30,7 +30,6 @@ from yivl_core.model.json_files import FileKeys, check_keys, read_json, read_key
 
 PUBLISHED_PROJECTOR = "mlp2x_gelu_Norm"
 ABOUT_FILE = "yivl.json"  # beside an adapter and a merged checkpoint: what they were made of, and which rows were held out
-RANDOM_KIND = "random"  # what that file calls a checkpoint with random weights
 HELD_OUT_FILE = "val.jsonl"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _PLACE_OF_ADAPTER = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")

@@ -15,7 +15,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from yivl_core.model.configuration import YiVLConfig
-from yivl_core.model.files import ABOUT_FILE, PUBLISHED_PROJECTOR, RANDOM_KIND
+from yivl_core.model.files import ABOUT_FILE, PUBLISHED_PROJECTOR
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.tensors import lazy
 from yivl_core.model.weights import write_published_weights
@@ -116,7 +116,7 @@ def write_random_checkpoint(
         vision_folder = temporary_folder / VISION_FOLDER
         vision_folder.mkdir(parents=True)
         _write_tokenizer(temporary_folder, tokenizer_model or _train_tokenizer(shape))
-        _write_json(temporary_folder / ABOUT_FILE, {"kind": RANDOM_KIND, "seed": seed})
+        _write_json(temporary_folder / ABOUT_FILE, {"kind": "random", "seed": seed})
         _write_json(temporary_folder / "config.json", _published_config(shape, dtype))
         _write_json(vision_folder / "config.json", _published_vision_config(shape, vision_dtype))
         _write_json(vision_folder / "preprocessor_config.json", _preprocessor_config(shape))
