@@ -93,8 +93,8 @@ def _figures(summary: EvaluationSummary) -> str:
 def _change(before: EvaluationSummary, after: EvaluationSummary) -> str:
     """What was gained or lost; both answered the same records."""
     was, now = (round(summary.exact_match * summary.num_samples) for summary in (before, after))
-    cer = f"CER {abs(after.cer - before.cer):.4f} {'higher' if after.cer > before.cer else 'lower'}"
-    return f"{abs(now - was)} {'fewer' if now < was else 'more'} of {after.num_samples} records exact ({was} -> {now}), {cer}"
+    number = f"{abs(now - was) or 'no'} {'fewer' if now < was else 'more'} of {after.num_samples} records"
+    return f"{number} exact ({was} -> {now}), CER {before.cer:.4f} -> {after.cer:.4f}"
 
 
 def _describe_retrain(summary: RetrainSummary) -> str:

@@ -79,3 +79,9 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     write_random_checkpoint(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    """The checkpoint of the repository that reads lines of text; not to be written to."""
+    return REPOSITORY / "data" / "nano"

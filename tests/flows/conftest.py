@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, TypeAdapter
 
@@ -79,6 +82,25 @@ def read_artifacts(prefect_api: str) -> Callable[[Any], list[Any]]:
 def cli_environment(prefect_api: str, prefect_home: Path) -> dict[str, str]:
     """The environment of a command that uses the tests' server, and no GPU."""
     return {**os.environ, "PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(prefect_home), "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `yivl demo` leaves in `work`, and what it prints in `stdout` and `stderr`.
+
+    It takes minutes, so the first process of the tests that wants it makes it for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            folder.mkdir()
+            environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+            command = [sys.executable, "-m", "flows.cli", "demo", "--output", str(folder / "work")]
+            with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+                environment["PREFECT_HOME"] = str(folder / "prefect")
+                subprocess.run(command, stdout=stdout, stderr=stderr, env=environment, check=False)
+    return folder
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from flows.commands import COMMANDS
+from flows.commands import COMMANDS, _change
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
+from yivl_core.evaluation.configuration import EvaluationSummary
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -132,6 +133,19 @@ def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(arguments, how, monkeypatch,
     refuse(monkeypatch, KeyboardInterrupt())
     assert cli.main(arguments.split()) == 130
     assert f"what had been published in o is kept, run the same command {how} to go on" in capsys.readouterr().err
+
+
+def figures(num_exact: int, cer: float) -> EvaluationSummary:
+    return EvaluationSummary(
+        output="o", num_samples=200, num_failed=0, num_empty=0, num_cut=0, cer=cer, exact_match=num_exact / 200
+    )
+
+
+def test_what_a_training_has_changed_is_told_whether_it_is_better_or_worse():
+    before, after = figures(94, 0.16), figures(185, 0.0165)
+    assert _change(before, after) == "91 more of 200 records exact (94 -> 185), CER 0.1600 -> 0.0165"
+    assert _change(after, before) == "91 fewer of 200 records exact (185 -> 94), CER 0.0165 -> 0.1600"
+    assert _change(before, before) == "no more of 200 records exact (94 -> 94), CER 0.1600 -> 0.1600"
 
 
 @FLOWS

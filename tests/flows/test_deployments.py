@@ -163,11 +163,11 @@ def test_every_deployment_is_there_and_retrain_is_scheduled_every_night(api, rep
     assert deployed["retrain"].global_concurrency_limit.limit == 1
 
 
-def test_a_worker_finishes_every_deployed_flow(api, small_dataset, tiny_checkpoint, tmp_path):
-    """Single flows and the demo run beside each other; then what follows from them."""
+def test_a_worker_finishes_every_deployed_flow(api, small_dataset, tiny_checkpoint, demo_folder, tmp_path):
+    """Single flows run beside each other; then what follows from them. The demo goes on from what `yivl demo` has left."""
     records, work, model = str(small_dataset / "train.jsonl"), str(tmp_path), str(tiny_checkpoint)
     answers = {"dataset": records, "shard_size": 6, "where": "workers", "max_new_tokens": 3}
-    demo = start(api, "demo", output=f"{work}/demo")
+    demo = start(api, "demo", output=str(demo_folder / "work"))
     infer = start(api, "infer", model=model, output=f"{work}/predictions", **answers)
     sft = start(api, "sft", model=model, dataset=records, output=f"{work}/sft", batch_size=4)
     validate = start(api, "validate", dataset=[records], output=f"{work}/validated")
@@ -175,7 +175,7 @@ def test_a_worker_finishes_every_deployed_flow(api, small_dataset, tiny_checkpoi
     export = start(api, "export", adapter=f"{work}/sft/adapter", output=f"{work}/merged")
     evaluate = start(api, "evaluate", predictions=f"{work}/predictions", output=f"{work}/report")
     finish(api, demo)
-    told = json.loads(next(tmp_path.glob("demo/runs/*/summary.json")).read_text())
+    told = json.loads(next(demo_folder.glob(f"work/runs/*-{str(demo)[:8]}/summary.json")).read_text())
     assert (told["training"]["num_train_samples"], told["evaluation"]["num_samples"]) == (600, 200)
     retrain = start(api, "retrain", **told["config"])
     finish(api, validate, export, evaluate, retrain)
@@ -186,8 +186,7 @@ def test_a_worker_finishes_every_deployed_flow(api, small_dataset, tiny_checkpoi
     shards = [run for run in api.read_flow_runs() if run.name.startswith("shard-")]
     assert sorted(run.name for run in shards) == ["shard-00000", "shard-00001"]
     assert all(run.state.is_completed() for run in shards)
-    artifacts = artifacts_of(api, demo)
-    assert {"train-progress", "metrics", "sample-predictions", "retrain-metrics", "retrain"} <= artifacts.keys()
-    assert artifacts["train-progress"] == 100
+    assert artifacts_of(api, sft)["train-progress"] == 100
+    assert {"training", "metrics", "sample-predictions", "retrain-metrics", "retrain"} <= artifacts_of(api, demo).keys()
     assert json.loads(artifacts_of(api, evaluate)["metrics"])[0]["num_samples"] == 12
     assert task_states(api, retrain)["Cached"] == 4, "what the demo trained, merged and answered (twice) is not done again"
