@@ -95,7 +95,9 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
-            environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+            # On all cores, since the other process of the tests waits for it too, sooner or later.
+            unwanted = ("PREFECT_API_URL", "OMP_NUM_THREADS")
+            environment = {name: value for name, value in os.environ.items() if name not in unwanted}
             command = [sys.executable, "-m", "flows.cli", "demo", "--output", str(folder / "work")]
             with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
                 environment["PREFECT_HOME"] = str(folder / "prefect")
