@@ -6,10 +6,9 @@ never beyond their limit, so memory does not depend on the file; a json list is 
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
@@ -33,8 +32,7 @@ _NOT_TEXT = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RawRow:
+class RawRow(NamedTuple):  # which is made in a fifth of the time of a dataclass
     """One row of a file.
 
     Attributes:
@@ -50,7 +48,7 @@ class RawRow:
     text: str = ""
     json: bytes | None = None
     values: dict[str, Any] | None = None
-    findings: list[Finding] = field(default_factory=list)
+    findings: Sequence[Finding] = ()
     num_bytes: int = 0
 
 
@@ -87,8 +85,7 @@ def parse_raw_row(row: RawRow, reader: StrictJsonReader) -> RawRow:
         except JsonSyntaxError as cause:
             findings = [cause.finding]
     parsed = _object_row(row.line, kept, value, findings)
-    parsed.findings.extend(row.findings)
-    return parsed
+    return parsed._replace(findings=[*parsed.findings, *row.findings])
 
 
 def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_line_bytes: int) -> Iterator[RawRow]:
@@ -104,7 +101,8 @@ def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_li
         is_empty = True
         for row in reader(file, max_line_bytes):
             if is_empty and has_bom:
-                row.findings.append(warning("bom", "the file starts with a byte order mark", "save it as UTF-8 without BOM"))
+                bom = warning("bom", "the file starts with a byte order mark", "save it as UTF-8 without BOM")
+                row = row._replace(findings=[*row.findings, bom])
             is_empty = False
             yield row
         if is_empty:

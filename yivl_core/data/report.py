@@ -54,8 +54,7 @@ class Tally:
     lengths: Lengths | None = None
 
     def add(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:
-        """Count one more row and what was found about it."""
-        self.num_lines[source.file] += source.line is not None
+        """Count what was found about a row."""
         self.num_rejected[source.file] += source.line is not None and any(f.severity == "error" for f in findings)
         for finding in findings:
             key = (finding.severity, finding.kind)

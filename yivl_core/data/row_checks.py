@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from yivl_core.data.dataset import ValidatedRecord, record_line
 from yivl_core.data.findings import Finding, error, shown, warning
@@ -39,8 +39,7 @@ class RowBlock:
     rows: Sequence[RawRow]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedRow:
+class CheckedRow(NamedTuple):
     """What was found out about a row.
 
     Attributes:

@@ -87,7 +87,7 @@ def read_request(stream: IO[bytes]) -> RowBlock | None:
             text=text,
             json=next(own_bytes) if has_bytes else None,
             values=values,
-            findings=list(_from_json(findings)),
+            findings=_from_json(findings),
         )
         for line, text, has_bytes, values, findings in head["rows"]
     ]

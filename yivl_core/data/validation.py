@@ -8,13 +8,13 @@ split_raw_rows --> check_rows --> clean:    records.jsonl, images.parquet, diges
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, is_validated_dataset, parse_line
-from yivl_core.data.findings import Finding, Source, warning
+from yivl_core.data.findings import Source, warning
 from yivl_core.data.images import ImageStore
 from yivl_core.data.raw_rows import split_raw_rows
 from yivl_core.data.reading import RowReader
@@ -30,6 +30,7 @@ from yivl_core.storage import local_path, publish_folder, sole_publisher
 _ROWS_PER_PROGRESS = 50
 
 CountTokens = Callable[[Record], int]
+Place = tuple[str, int | None]  # the attributes of a `Source`
 
 
 def validate_dataset(
@@ -58,17 +59,19 @@ def validate_dataset(
     tally = Tally(lengths=None if count_tokens is None else Lengths())
     with sole_publisher(output), publish_folder(output) as folder:
         with DatasetWriter(folder) as writer:
-            seen: dict[bytes, Source] = {}
+            seen: dict[bytes, Place] = {}
             images = ImageChecker(ImageStore(config.max_pixels))
+            num_rows = 0  # since the last progress
             with closing(check_rows(files, images, _num_workers(config))) as blocks:
                 for block in blocks:
                     writer.add(block)
-                    for source, record_id, findings in _sort_out(block, writer, seen):
-                        tally.add(source, record_id, findings)
-                        if tally.num_lines.total() % _ROWS_PER_PROGRESS == 0:
-                            on_progress(_progress(tally, writer))
+                    _sort_out(block, writer, tally, seen)
                     if tally.lengths is not None and count_tokens is not None:
                         _count(block, count_tokens, tally.lengths)
+                    num_rows += len(block.rows)
+                    if num_rows >= _ROWS_PER_PROGRESS:
+                        on_progress(_progress(tally, writer))
+                        num_rows = 0
         report = build_report(config, tally, writer)
         _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         _write(folder / READABLE_REPORT_NAME, render_report(report))
@@ -91,27 +94,26 @@ def _open_file(url: str, config: ValidationConfig) -> FileRows:
     return reader, split_raw_rows(url, config.max_line_bytes)
 
 
-def _sort_out(
-    block: CheckedBlock, writer: DatasetWriter, seen: dict[bytes, Source]
-) -> Iterator[tuple[Source, str | None, tuple[Finding, ...]]]:
-    """Write what there is to say about each row to where it belongs.
-
-    Returns:
-        For each row its source, id, and what was found.
-    """
+def _sort_out(block: CheckedBlock, writer: DatasetWriter, tally: Tally, seen: dict[bytes, Place]) -> None:
+    """Write what there is to say about each row to where it belongs; `seen` holds where each content stood first."""
     position = 0
     for row in block.rows:
-        source, findings = Source(file=block.file, line=row.line), row.findings
-        if row.text is not None:
-            writer.reject(source, row.id, findings, row.text)
-        else:
+        findings = row.findings
+        if row.text is None:
             key = block.keys[position : position + KEY_BYTES]
             position += KEY_BYTES
-            if (first := seen.setdefault(key, source)) is not source:
-                findings = (*findings, warning("duplicate_record", f"this record stands at {first} already", "keep one of them"))
-            if findings:
+            place = (block.file, row.line)
+            if (first := seen.setdefault(key, place)) is not place:
+                message = f"this record stands at {Source(file=first[0], line=first[1])} already"
+                findings = (*findings, warning("duplicate_record", message, "keep one of them"))
+        if findings:
+            source = Source(file=block.file, line=row.line)
+            if row.text is None:
                 writer.warn(source, row.id, findings)
-        yield source, row.id, findings
+            else:
+                writer.reject(source, row.id, findings, row.text)
+            tally.add(source, row.id, findings)
+    tally.num_lines[block.file] += sum(row.line is not None for row in block.rows)
 
 
 def _count(block: CheckedBlock, count_tokens: CountTokens, lengths: Lengths) -> None:

@@ -31,7 +31,9 @@ class Optimizers:
         self._all: list[torch.optim.Optimizer] = []
         if adamw:
             betas = (settings.adam_beta1, settings.adam_beta2)
-            self._all.append(torch.optim.AdamW(_groups(adamw, settings), lr=0.0, betas=betas))
+            # On a GPU torch's default asks each parameter for its number of steps, and launches a dozen kernels more.
+            is_fused = all(parameter.is_cuda for parameter in adamw.values()) or None
+            self._all.append(torch.optim.AdamW(_groups(adamw, settings), lr=0.0, betas=betas, fused=is_fused))
         if muon:
             self._all.append(BatchedMuon(_groups(muon, settings), lr=0.0))
 

@@ -246,7 +246,7 @@ def test_no_process_outlives_a_validation_that_gets_a_signal(
         os.link(tmp_path / "a.png", tmp_path / name)
     settings = {"dataset": [str(write_rows(*({**GOOD, "images": [name]} for name in names)))], "num_workers": 2}
     (tmp_path / "settings.json").write_text(json.dumps({**settings, "output": str(tmp_path / "out")}))
-    # Validation stops at its hundredth record, so that it is in the middle when the signal comes.
+    # Validation stops soon after its hundredth record, so that it is in the middle when the signal comes.
     code = """
 import sys, threading
 from yivl_core import __main__, child
@@ -275,7 +275,7 @@ sys.exit(__main__.main())
     )
     with process:
         assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["done"] == 100
+        assert 100 <= json.loads(process.stdout.readline())["done"] < len(names)
         workers = psutil.Process(process.pid).children(recursive=True)
         assert any("yivl_core.data.row_worker" in worker.cmdline() for worker in workers)
         (os.killpg if to_group else os.kill)(process.pid, number)
