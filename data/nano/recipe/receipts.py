@@ -76,10 +76,10 @@ def write_lines(source: Path, output: Path, part: str) -> None:
     for split in ("train", "val") if part == "val" else ("train",):
         folder = output / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
-        tables = [
-            pq.read_table(path, columns=["image", "file_name", "text", "receipt_id"])
-            for path in sorted(source.glob(f"{split}-*.parquet"))
-        ]
+        paths = sorted(source.glob(f"{split}-*.parquet"))
+        if not paths:
+            sys.exit(f"{source}: there is no {split}-*.parquet; set YIVL_TEST_DATA to the folder that holds data/sroie_lines")
+        tables = [pq.read_table(path, columns=["image", "file_name", "text", "receipt_id"]) for path in paths]
         rows[split] = [row for table in tables for row in table.to_pylist()]
         for row in rows[split]:
             (folder / row["file_name"]).write_bytes(row["image"])

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from render import require_fonts
+
 from yivl_core.data.dataset import is_validated_dataset
 
 NUM_LINES, NUM_VAL_LINES = 760_000, 2_000
@@ -106,13 +108,14 @@ def run(command: str, settings_path: Path, **settings: Any) -> None:
     print(f"{command} took {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read the command line and make the model."""
     parser = argparse.ArgumentParser(description="Make the model from nothing.")
     parser.add_argument("--fonts", type=Path, default=Path(".fonts"), help="what fonts.py has written (default: .fonts)")
     parser.add_argument("--output", type=Path, required=True, help="folder to work in")
     parser.add_argument("--num-workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    require_fonts(options.fonts)
     options.output.mkdir(parents=True, exist_ok=True)
     make_model(options.fonts, options.output, options.num_workers)
 

@@ -13,6 +13,7 @@ import multiprocessing
 import random
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,7 @@ def render_lines(fonts_folder: Path, output: Path, num_lines: int, seed: int, nu
         seed: which lines, 0 or more.
         num_workers: processes; 1 renders in this one.
     """
+    require_fonts(fonts_folder)
     (output / "images").mkdir(parents=True, exist_ok=True)
     blocks = range((num_lines + BLOCK_LINES - 1) // BLOCK_LINES)
     render = partial(render_block, output=output, num_lines=num_lines)
@@ -80,9 +82,17 @@ def render_lines(fonts_folder: Path, output: Path, num_lines: int, seed: int, nu
         start_worker(fonts_folder, seed)
         report_blocks(map(render, blocks), num_lines)
     else:
-        with multiprocessing.get_context("spawn").Pool(num_workers, start_worker, (fonts_folder, seed)) as pool:
-            report_blocks(pool.imap_unordered(render, blocks), num_lines)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, spawn, start_worker, (fonts_folder, seed)) as pool:
+            report_blocks(pool.map(render, blocks), num_lines)
     return join_parts(output, len(blocks))
+
+
+def require_fonts(fonts_folder: Path) -> None:
+    """Nothing, if this is a folder that fonts.py has written; else the end of this script."""
+    for name in ("words.txt", "fonts.json"):
+        if not (fonts_folder / name).is_file():
+            sys.exit(f"{fonts_folder}: {name} is missing; make the folder with `fonts.py --output {fonts_folder}`")
 
 
 _makers: list[LineMaker] = []

@@ -11,6 +11,7 @@ import numpy as np
 from questions import READ_AS_PRINTED, READ_IN_CAPITALS
 from receipts import answer
 from recipe import NUM_VAL_LINES, VAL_SEED, run_script, validate
+from render import require_fonts
 
 QUESTIONS = {
     "as-printed": READ_AS_PRINTED,
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to work in")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that render (default: 2)")
     options = parser.parse_args(arguments)
+    require_fonts(options.fonts)
     options.output.mkdir(parents=True, exist_ok=True)
     print(table(measure(options.model, options.fonts, options.output, options.num_workers)))
 

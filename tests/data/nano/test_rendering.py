@@ -4,6 +4,7 @@ import json
 import random
 import string
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,29 @@ def test_several_workers_write_what_one_writes(fonts_folder: Path, tmp_path: Pat
         render.render_lines(fonts_folder, tmp_path / str(num_workers), 1_005, seed=2, num_workers=num_workers)
     assert digest_lines(tmp_path / "1") == digest_lines(tmp_path / "2")
     assert (tmp_path / "2" / "images" / "0001" / "00001004.jpg").is_file()
+
+
+def test_fonts_that_are_not_there_are_told_before_anything_starts(tmp_path: Path):
+    import recipe
+    import render
+    import rendered
+
+    with pytest.raises(SystemExit, match=r"nowhere: words\.txt is missing; make the folder with `fonts.py --output .*nowhere`"):
+        render.render_lines(tmp_path / "nowhere", tmp_path / "lines", 10, seed=1, num_workers=2)
+    for script in (recipe, rendered):
+        with pytest.raises(SystemExit, match=r"nowhere: words\.txt is missing"):
+            script.main(["--fonts", str(tmp_path / "nowhere"), "--output", str(tmp_path / "output")])
+    assert not (tmp_path / "output").exists()
+
+
+def test_workers_that_cannot_start_end_the_rendering(tmp_path: Path):
+    import render
+
+    for name in ("words.txt", "fonts.json"):
+        (tmp_path / name).write_text("[]")
+    (tmp_path / "fonts.json").write_text("[")
+    with pytest.raises(BrokenProcessPool):
+        render.render_lines(tmp_path, tmp_path / "lines", 10, seed=1, num_workers=2)
 
 
 def test_what_is_joined_appears_whole(fonts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
