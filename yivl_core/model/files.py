@@ -31,6 +31,7 @@ from yivl_core.model.json_files import FileKeys, check_keys, read_json, read_key
 PUBLISHED_PROJECTOR = "mlp2x_gelu_Norm"
 ABOUT_FILE = "yivl.json"  # beside an adapter and a merged checkpoint: what they were made of, and which rows were held out
 HELD_OUT_FILE = "val.jsonl"
+TUNED_FOLDER = "model"  # of the run folder of a full tuning
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 _PLACE_OF_ADAPTER = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")
 _WEIGHT_STEMS = ("model.safetensors", "pytorch_model.bin")
@@ -94,7 +95,9 @@ def open_checkpoint(folder: str | Path) -> CheckpointFiles:
     path = _resolve_hub_cache(_expand_user(Path(folder)))
     if not _is_folder(path):
         raise CheckpointError(f"{folder}: there is no such folder; give the folder that holds config.json and the weights")
-    config = read_json(path / "config.json", "every checkpoint has one; is this the folder of a model?")
+    model = path / TUNED_FOLDER
+    remedy = f"give {model}" if _is_file(model / "config.json") else "is this the folder of a model?"
+    config = read_json(path / "config.json", f"every checkpoint has one; {remedy}")
     if config.get("model_type") == "yi_vl":
         return _open_transformers(path, config)
     if "mm_vision_tower" not in config:
@@ -137,6 +140,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         CheckpointError: there is none, or a key has a value that cannot be right; the message names file, key and value.
     """
     path = folder / "adapter_config.json"
+    models = [model for model in (folder, folder / TUNED_FOLDER) if _is_file(model / "config.json")]
+    if models and not _is_file(path):
+        raise CheckpointError(
+            f"{folder}: there is no adapter here, but a model, which needs no base: give {models[0]} as --model"
+        )
     config = read_json(path, "give the folder `adapter` of a training run")
     check_keys(keys_of(config), config, path)
     for key, value in config.items():
@@ -293,13 +301,17 @@ def _find_weights(folder: Path, *, optional: bool = False) -> tuple[Path, ...]:
 def _existing(path: Path, reason: str) -> Path:
     if _is_folder(path):
         raise CheckpointError(f"{path}: is a folder where a file belongs ({reason}); remove it and fetch the file")
-    if not _is(path, Path.is_file):
+    if not _is_file(path):
         raise CheckpointError(f"{path}: file is missing ({reason}); fetch it again")
     return path
 
 
 def _is_folder(path: Path) -> bool:
     return _is(path, Path.is_dir)
+
+
+def _is_file(path: Path) -> bool:
+    return _is(path, Path.is_file)
 
 
 def _is(path: Path, kind: Callable[[Path], bool]) -> bool:

@@ -22,6 +22,9 @@ class Optimizers:
     Args:
         parameters: what is trained, by name.
         settings: rates, decay, and which optimizer.
+
+    Attributes:
+        highest_rate: the highest learning rate of what has none of its own; of the others, where all have one.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings) -> None:
@@ -36,6 +39,8 @@ class Optimizers:
             self._all.append(torch.optim.AdamW(_groups(adamw, settings), lr=0.0, betas=betas, fused=is_fused))
         if muon:
             self._all.append(BatchedMuon(_groups(muon, settings), lr=0.0))
+        rates = {_highest_rate(name, settings) for name in parameters}
+        self.highest_rate = settings.highest_learning_rate if settings.highest_learning_rate in rates else max(rates)
 
     def set_rate(self, share: float) -> None:
         """Let every parameter be learned at this share of its highest rate."""

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from yivl_core.data.dataset import digest_records, read_records
 from yivl_core.errors import CheckpointError, DatasetError, OutputError, StorageError
-from yivl_core.model.files import HELD_OUT_FILE, adapter_digest, checkpoint_digest, read_about
+from yivl_core.model.files import HELD_OUT_FILE, TUNED_FOLDER, adapter_digest, checkpoint_digest, read_about
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 
-RESULT_FOLDERS = {"lora": "adapter", "full": "model"}  # by tuner
+RESULT_FOLDERS = {"lora": "adapter", "full": TUNED_FOLDER}  # by tuner
 
 
 def result_digest(run_folder: Path, tuner: str) -> str:

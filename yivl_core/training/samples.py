@@ -133,7 +133,7 @@ class Samples:
         indices: of the records that fit, in the dataset.
         keys: for each of them what ties it to other records: its images, or itself.
         dropped: the records that do not fit.
-        num_with_images: how many of those that fit have an image.
+        have_images: for each of them whether it has an image.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Samples:
         self.indices: list[int] = []
         self.keys: list[tuple[str, ...]] = []
         self.dropped: list[DroppedRecord] = []
-        self.num_with_images = 0
+        self.have_images: list[bool] = []
         digest, num_records = hashlib.sha256(), len(self.reader.records)
         ranges = [
             range(start, min(start + _MEASURED_AT_A_TIME, num_records)) for start in range(0, num_records, _MEASURED_AT_A_TIME)
@@ -163,7 +163,7 @@ class Samples:
                 else:
                     self.indices.append(index)
                     self.keys.append(record.keys)
-                    self.num_with_images += record.has_images
+                    self.have_images.append(record.has_images)
             on_progress(Progress(stage="measure", done=indices.stop, total=num_records, unit="record"))
         if digest.hexdigest() != dataset.digest:
             raise DatasetError(f"{dataset.folder}: records were changed after validation; run `yivl validate` again")

@@ -75,13 +75,13 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
             data.write(folder.path)
             try:
                 trainer.run()
-            except torch.OutOfMemoryError as error:
-                raise ConfigurationError(
-                    f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
-                    + ("" if config.gradient_checkpointing else ", or set gradient_checkpointing")
-                ) from error
-            except RuntimeError as error:  # of torch's loader, at whatever place the news arrives
-                if "DataLoader worker" not in str(error):
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                    raise ConfigurationError(
+                        f"rows of {data.row_tokens} tokens do not fit into the memory of {device}; lower row_tokens or max_length"
+                        + ("" if config.gradient_checkpointing else ", or set gradient_checkpointing")
+                    ) from error
+                if "DataLoader worker" not in str(error):  # of torch's loader, at whatever place the news arrives
                     raise
                 raise ChildFailedError(
                     f"a process that prepares samples has died ({str(error).strip()}); resume the run, with fewer num_workers "
@@ -106,11 +106,13 @@ class _Data:
         if config.val_dataset is None:
             self.val = self.train
             train, held_out = split_held_out(self.train.keys, config.val_fraction, config.seed)
+            self.trains_images = any(self.train.have_images[number] for number in train)
             self.train_indices = [self.train.indices[number] for number in train]
             self.val_indices = [self.train.indices[number] for number in held_out]
         else:
             val_dataset = ValidatedDataset.open(config.val_dataset)
             self.val = Samples(val_dataset, *measure)
+            self.trains_images = any(self.train.have_images)
             self.train_indices, self.val_indices = self.train.indices, self.val.indices
             self.digests["val_digest"] = val_dataset.digest
         self.dropped = self.train.dropped + (self.val.dropped if self.val is not self.train else [])
@@ -287,7 +289,7 @@ class _Trainer:
         self.optimizers.step(self.scaler)
         if (step + 1) % self.config.log_steps == 0 or step + 1 == self.total_steps:
             self._require_finite(step + 1)
-            figures = {"loss": total.item(), "learning_rate": share * self.config.highest_learning_rate}
+            figures = {"loss": total.item(), "learning_rate": share * self.optimizers.highest_rate}
             if math.isfinite(norm := grad_norm.item()):
                 figures["grad_norm"] = norm
             self._log(step + 1, rows, figures, time.perf_counter() - started)
@@ -332,7 +334,7 @@ class _Trainer:
         if not (is_learning and self.is_finite.item()):  # waits for the GPU
             raise ConfigurationError(
                 f"step {step}: the loss or its gradient is no longer a finite number; lower the learning rate (now "
-                f"{self.config.highest_learning_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints "
+                f"{self.optimizers.highest_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints "
                 "are kept"
             )
 
@@ -353,10 +355,10 @@ def _renew_held_out(folder: RunFolder, data: _Data) -> None:
 
 
 def _require_images(shapes: Iterable[str], data: _Data, config: TrainingConfig) -> None:
-    if not data.train.num_with_images and not any(part_of(name) == "llm" for name in shapes):
+    if not data.trains_images and not any(part_of(name) == "llm" for name in shapes):
         raise DatasetError(
-            f"{config.dataset}: no record has an image, and nothing is trained that records without images pass; train the "
-            "language model too, or give records with images"
+            f"{config.dataset}: no record to train on has an image, and nothing is trained that records without images pass; "
+            "train the language model too, or give records with images"
         )
 
 

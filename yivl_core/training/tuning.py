@@ -60,7 +60,7 @@ def trained_shapes(base: CheckpointFiles, config: TrainingConfig) -> dict[str, t
     """Names and shapes of what would be trained, by the shapes alone, before any weight is read.
 
     Raises:
-        ConfigurationError: the targets match nothing, or a learning rate is given for a part in which nothing is trained.
+        ConfigurationError: the targets match nothing, or a learning rate is given for what is not trained.
     """
     model_config = read_config(base)
     with torch.device("meta"):
@@ -79,6 +79,11 @@ def trained_shapes(base: CheckpointFiles, config: TrainingConfig) -> dict[str, t
                 f"{part}_learning_rate is given, but target_modules {config.target_modules!r} matches nothing there; "
                 "leave it out, or give other targets"
             )
+    own_rates = {part for part in _PARTS if getattr(config, f"{part}_learning_rate") is not None}
+    if config.learning_rate is not None and parts <= own_rates:
+        raise ConfigurationError(
+            f"learning_rate is given, but all that is trained has a rate of its own ({', '.join(sorted(parts))}); leave it out"
+        )
     return shapes
 
 

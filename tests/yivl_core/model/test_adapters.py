@@ -15,7 +15,7 @@ from torch import nn
 
 from yivl_core.errors import CheckpointError, ConfigurationError
 from yivl_core.model.adapters import add_adapter, check_base, find_targets, load_adapter, merge_tensors, save_adapter
-from yivl_core.model.files import open_checkpoint
+from yivl_core.model.files import open_checkpoint, read_adapter_config
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
 from yivl_core.model.weights import load_model, read_tensors
@@ -227,6 +227,18 @@ def test_an_adapter_of_another_base_does_not_fit(adapter: Path, tmp_path: Path) 
         CheckpointError, match=r"the adapter's tensors for \S+ do not fit the base; is it the adapter's own base\?"
     ):
         merge_tensors(read_tensors(open_checkpoint(tmp_path / "wider")), adapter)
+
+
+@pytest.mark.parametrize("of_run", [True, False])
+def test_a_tuned_model_is_no_adapter_and_its_run_folder_no_model(of_run: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(tiny_checkpoint)
+    folder = tmp_path / "run" if of_run else tmp_path / "run" / "model"
+    with pytest.raises(CheckpointError, match=r"there is no adapter here, but a model, .*: give \S+/run/model as --model"):
+        read_adapter_config(folder)
+    if of_run:
+        with pytest.raises(CheckpointError, match=r"run/config.json: file is missing; .*; give \S+/run/model$"):
+            open_checkpoint(folder)
 
 
 def test_a_folder_without_an_adapter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from yivl_core.data.configuration import ValidationConfig
@@ -293,6 +294,26 @@ def test_a_rate_for_a_part_without_targets_is_refused(train: Train, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (FULL | {"freeze_llm": True, "projector_learning_rate": 1e-3, "vision_learning_rate": 1e-4}, "projector, vision"),
+        (FULL | {"freeze_llm": True, "freeze_vision_tower": True, "projector_learning_rate": 1e-3}, "projector"),
+        ({"target_modules": ".*vision_tower.*q_proj", "vision_learning_rate": 1e-4}, "vision"),
+    ],
+)
+def test_a_rate_that_nothing_has_is_refused_and_not_logged(
+    settings: dict[str, Any], parts: str, train: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"learning_rate is given, but all .* has a rate of its own \({parts}\); leave"):
+        train(**settings | {"learning_rate": 0.5})
+    assert not list(tmp_path.iterdir())
+    summary = train(**settings | {"learning_rate": None, "lr_schedule": "constant", "warmup_ratio": 0})
+    lines = [json.loads(line) for line in Path(summary.output, "metrics.jsonl").read_text().splitlines()]
+    own_rates = {settings.get("projector_learning_rate", 0), settings.get("vision_learning_rate", 0)}
+    assert {line["learning_rate"] for line in lines if "learning_rate" in line} == {max(own_rates)}
+
+
 @pytest.mark.parametrize(("settings", "remedy"), [(FULL, "use tuner lora, leave a part as it is"), ({}, "more memory")])
 def test_what_cannot_fit_into_memory_is_refused_with_its_numbers(
     settings: dict[str, Any], remedy: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,6 +400,25 @@ def test_images_are_needed_where_only_their_parts_are_trained(train: Train, tmp_
     rows = [json.dumps({"query": f"What? ({number})", "response": "That."}) for number in range(4)]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     dataset = validate_dataset(ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(tmp_path / "data"))).output
-    with pytest.raises(DatasetError, match="no record has an image, and nothing is trained that records without images pass"):
+    with pytest.raises(DatasetError, match="no record to train on has an image, and nothing is trained that records"):
         train(**FULL, dataset=dataset, freeze_llm=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_images_of_held_out_records_teach_nothing(train: Train, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "white").save(tmp_path / "a.png")
+    rows = [{"query": f"What? ({number})", "response": "That."} for number in range(9)]
+    rows.append({"query": "What is this?", "response": "White.", "images": ["a.png"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset = validate_dataset(ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(tmp_path / "data"))).output
+    outcomes = set()
+    for seed in range(20):
+        try:
+            train(**FULL, dataset=dataset, freeze_llm=True, val_fraction=0.1, seed=seed, output=str(seed))
+        except DatasetError as error:
+            outcomes.add(str(error).partition(": ")[2].partition(",")[0])
+        else:
+            outcomes.add("trained")
+            held_out = (tmp_path / str(seed) / "val.jsonl").read_text()
+            assert "a.png" not in held_out
+    assert outcomes == {"trained", "no record to train on has an image"}

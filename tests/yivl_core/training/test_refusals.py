@@ -179,9 +179,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_rows_that_do_not_fit_into_memory_say_what_to_lower(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("allocate", ["gpu", "cpu"])
+def test_rows_that_do_not_fit_into_memory_say_what_to_lower(allocate: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(*_: Any) -> RowLoss:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if allocate == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        torch.empty(1 << 60, dtype=torch.uint8)
+        raise AssertionError("an exbibyte was there")
 
     monkeypatch.setattr("yivl_core.training.sft.row_loss", run_out)
     with pytest.raises(
