@@ -19,6 +19,7 @@ from yivl_core.doors import DOORS
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 
 NUM_RECORDS = 12
+_DEMO_TIMEOUT_S = 1800  # so that a demo that hangs does not hang the tests
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = [sys.executable, "-m", "flows.cli", "demo", "--output", str(folder / "work")]
             with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
                 environment["PREFECT_HOME"] = str(folder / "prefect")
-                subprocess.run(command, stdout=stdout, stderr=stderr, env=environment, check=False)
+                subprocess.run(command, stdout=stdout, stderr=stderr, env=environment, check=False, timeout=_DEMO_TIMEOUT_S)
     return folder
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from flows.configuration import RetrainConfig, RetrainSummary
 from flows.retrain import retrain
 from yivl_core.inference.configuration import DecodingSettings
-from yivl_core.model.files import adapter_digest
+from yivl_core.model.files import adapter_digest, checkpoint_digest
 from yivl_core.training.configuration import TrainingSettings
 
 pytestmark = [pytest.mark.flows, pytest.mark.slow, pytest.mark.usefixtures("core_in_this_process_for_module")]
@@ -144,6 +144,26 @@ def test_stages_are_found_again_when_the_cache_of_prefect_is_lost(first, config,
     assert second.base_evaluation is None
     assert second.comparison is None
     assert not Path(second.output, "comparison.html").exists()
+
+
+def test_weights_that_are_tuned_themselves_are_answered_with_as_they_are(config):
+    full = config.model_copy(
+        update={"training": TrainingSettings(tuner="full", val_fraction=0.2, batch_size=4, device="cpu"), "evaluate_base": False}
+    )
+    first, states = run_and_watch(full)
+    assert [states[stage, "Completed"] for stage in CACHED_STAGES] == [1, 0, 1]
+    assert first.model == first.training.model
+    assert first.training.adapter is None
+    manifest = json.loads(Path(first.evaluation.output, "report.json").read_text())["predictions"]["manifest"]
+    assert manifest["model"]["digest"] == checkpoint_digest(first.model) == first.training.result_digest
+    second, states = run_and_watch(full)
+    assert [states[stage, "Cached"] for stage in CACHED_STAGES] == [1, 0, 1]
+    assert stage_folders(second) == stage_folders(first)
+    next(Path(first.model).glob("*.safetensors")).unlink()
+    third, states = run_and_watch(full)
+    assert [states[stage, "Completed"] for stage in CACHED_STAGES] == [1, 0, 0]
+    assert third.training == first.training
+    assert checkpoint_digest(third.model) == first.training.result_digest
 
 
 def test_a_run_without_anything_to_evaluate_on_is_refused(config):

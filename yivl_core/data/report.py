@@ -53,6 +53,10 @@ class Tally:
     examples: dict[tuple[Severity, str], list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     lengths: Lengths | None = None
 
+    def add_lines(self, file: str, num_lines: int) -> None:
+        """Count so many more records of a file."""
+        self.num_lines[file] += num_lines
+
     def add(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:
         """Count what was found about a row."""
         self.num_rejected[source.file] += source.line is not None and any(f.severity == "error" for f in findings)

@@ -39,7 +39,7 @@ class RowBlock:
     rows: Sequence[RawRow]
 
 
-class CheckedRow(NamedTuple):
+class CheckedRow(NamedTuple):  # which is made in half the time of a dataclass
     """What was found out about a row.
 
     Attributes:

@@ -103,7 +103,7 @@ def _sort_out(block: CheckedBlock, writer: DatasetWriter, tally: Tally, seen: di
             key = block.keys[position : position + KEY_BYTES]
             position += KEY_BYTES
             place = (block.file, row.line)
-            if (first := seen.setdefault(key, place)) is not place:
+            if (first := seen.setdefault(key, place)) is not place:  # an equal place is the same line of a file given twice
                 message = f"this record stands at {Source(file=first[0], line=first[1])} already"
                 findings = (*findings, warning("duplicate_record", message, "keep one of them"))
         if findings:
@@ -113,7 +113,7 @@ def _sort_out(block: CheckedBlock, writer: DatasetWriter, tally: Tally, seen: di
             else:
                 writer.reject(source, row.id, findings, row.text)
             tally.add(source, row.id, findings)
-    tally.num_lines[block.file] += sum(row.line is not None for row in block.rows)
+    tally.add_lines(block.file, sum(row.line is not None for row in block.rows))
 
 
 def _count(block: CheckedBlock, count_tokens: CountTokens, lengths: Lengths) -> None:

@@ -135,6 +135,16 @@ def test_an_equal_record_is_a_duplicate_if_its_images_are_equal_too(
     assert result.summary.num_records == 6
 
 
+def test_the_records_of_a_file_that_is_given_twice_are_duplicates_of_themselves(
+    make_image: MakeImage, write_rows: WriteRows, validate: Validate
+) -> None:
+    make_image("a.png")
+    path = write_rows({**GOOD, "images": ["a.png"]}, {**GOOD, "query": "b", "images": ["a.png"]})
+    result = validate(path, path)
+    assert result.findings == [(1, "duplicate_record", "warning"), (2, "duplicate_record", "warning")]
+    assert [row["message"] for row in result.warnings] == [f"this record stands at {path}:{line} already" for line in (1, 2)]
+
+
 def test_all_that_is_wrong_with_a_row_is_found_at_once(make_image: MakeImage, write_rows: WriteRows, validate: Validate) -> None:
     (make_image("a.png").parent / "text.png").write_text("text")
     result = validate(
