@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="yivl",
-        description="Pipeline for the Yi-VL vision-language models: validate, fine-tune with LoRA, merge, infer, evaluate.",
+        description="Pipeline for the Yi-VL vision-language models: validate, fine-tune, merge, infer, evaluate.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

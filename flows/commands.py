@@ -128,7 +128,7 @@ COMMANDS = {
         exit_code=lambda summary: int(summary.num_errors > 0),
     ),
     "sft": Command(
-        help="train a LoRA adapter",
+        help="train a LoRA adapter, or the weights themselves",
         flow="flows.finetune:sft",
         config=SftConfig,
         describe=_describe_training,

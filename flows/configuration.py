@@ -102,9 +102,9 @@ class RetrainSummary:
     Attributes:
         output: the folder of this run, which holds summary.json.
         validation: of the training data.
-        training: of the adapter.
-        model: the merged checkpoint folder.
-        predictions: the merged model's answers.
+        training: of the adapter, or of the weights.
+        model: the checkpoint folder: base and adapter merged, or the tuned one.
+        predictions: that model's answers.
         evaluation: of those.
         base_evaluation: of the base model's answers to the same records; None if it was not asked for.
         comparison: the HTML page in the folder of this run that shows both side by side; None without the base model's answers.
