@@ -23,7 +23,6 @@ from yivl_core.data.dataset import is_validated_dataset
 NUM_LINES, NUM_VAL_LINES = 760_000, 2_000
 SEED, VAL_SEED = 1, 2
 BATCH_SIZE = 512
-_NICENESS_OF_LINES = 10
 TRAINING: dict[str, Any] = {
     "tuner": "full",
     "optimizer": "muon",
@@ -49,7 +48,8 @@ TRAINING: dict[str, Any] = {
 def make_model(fonts_folder: Path, output: Path, num_workers: int) -> None:
     """Render, validate and train; what is there already is not made again."""
     with ThreadPoolExecutor() as beside:
-        lines = beside.submit(make_dataset, fonts_folder, output, "lines", NUM_LINES, SEED, num_workers)
+        # Rendering gives way to what is done beside it, since all of that is wanted before the lines are.
+        lines = beside.submit(make_dataset, fonts_folder, output, "lines", NUM_LINES, SEED, num_workers, niceness=10)
         small = [
             beside.submit(make_dataset, fonts_folder, output, "val", NUM_VAL_LINES, VAL_SEED, num_workers=1),
             beside.submit(make_start, output / "start"),
@@ -70,12 +70,12 @@ def train(output: Path, name: str, run_name: str, **settings: Any) -> None:
     run("train", output / f"{run_name}.json", **TRAINING | settings, resume=True)
 
 
-def make_dataset(fonts_folder: Path, output: Path, name: str, num_lines: int, seed: int, num_workers: int) -> None:
+def make_dataset(
+    fonts_folder: Path, output: Path, name: str, num_lines: int, seed: int, num_workers: int, niceness: int = 0
+) -> None:
     """The lines of a seed, rendered and validated."""
     records = output / name / "train.jsonl"
     if not records.exists():
-        # All other work is behind the lines when they are made, so it goes first where cores are wanted by both.
-        niceness = _NICENESS_OF_LINES if name == "lines" else 0
         options = {"fonts": fonts_folder, "output": output / name, "num_lines": num_lines, "seed": seed}
         run_script("render.py", niceness, **options, num_workers=num_workers)
     validate(records, output / f"{name}-validated", num_workers)

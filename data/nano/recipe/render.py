@@ -13,7 +13,6 @@ import multiprocessing
 import random
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -78,13 +77,12 @@ def render_lines(fonts_folder: Path, output: Path, num_lines: int, seed: int, nu
     (output / "images").mkdir(parents=True, exist_ok=True)
     blocks = range((num_lines + BLOCK_LINES - 1) // BLOCK_LINES)
     render = partial(render_block, output=output, num_lines=num_lines)
+    start_worker(fonts_folder, seed)  # of several, too: a pool whose workers cannot start would start others for ever
     if num_workers == 1:
-        start_worker(fonts_folder, seed)
         report_blocks(map(render, blocks), num_lines)
     else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, spawn, start_worker, (fonts_folder, seed)) as pool:
-            report_blocks(pool.map(render, blocks), num_lines)
+        with multiprocessing.get_context("spawn").Pool(num_workers, start_worker, (fonts_folder, seed)) as pool:
+            report_blocks(pool.imap_unordered(render, blocks), num_lines)
     return join_parts(output, len(blocks))
 
 

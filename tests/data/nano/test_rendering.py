@@ -3,11 +3,14 @@ import io
 import json
 import random
 import string
+import subprocess
+import sys
+import time
 from collections import Counter
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -69,14 +72,28 @@ def test_fonts_that_are_not_there_are_told_before_anything_starts(tmp_path: Path
     assert not (tmp_path / "output").exists()
 
 
-def test_workers_that_cannot_start_end_the_rendering(tmp_path: Path):
+def test_workers_that_could_not_start_are_not_tried_for_ever(tmp_path: Path):
     import render
 
-    for name in ("words.txt", "fonts.json"):
-        (tmp_path / name).write_text("[]")
+    (tmp_path / "words.txt").write_text("word")
     (tmp_path / "fonts.json").write_text("[")
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(json.JSONDecodeError):
         render.render_lines(tmp_path, tmp_path / "lines", 10, seed=1, num_workers=2)
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_a_rendering_that_is_killed(fonts_folder: Path, repository: Path, tmp_path: Path):
+    script = repository / "data" / "nano" / "recipe" / "render.py"
+    options = {"fonts": fonts_folder, "output": tmp_path / "lines", "num-lines": 1_000_000, "seed": 1, "num-workers": 2}
+    command = [sys.executable, str(script), *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("lines/images/0001/*.jpg")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        process.kill()
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
 def test_what_is_joined_appears_whole(fonts_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
