@@ -246,9 +246,13 @@ def test_the_same_training_gives_the_same_bytes_and_so_does_its_merge(
 
 
 @pytest.mark.slow
-def test_the_auto_classes_open_it_after_an_export(trained: TrainingSummary, lines: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_auto_classes_open_it_after_an_export(trained: TrainingSummary, tmp_path: Path) -> None:
     config = MergeConfig(adapter=str(trained.adapter), output=str(tmp_path / "exported"), layout="transformers")
     opened = AutoModelForImageTextToText.from_pretrained(merge_adapter(config).output, dtype=torch.float32).eval()
     ours = load_model(config.output)
     assert opened.state_dict().keys() == ours.state_dict().keys()
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in opened.state_dict().items())
+    image = torch.full((1, ours.config.num_image_tokens), ours.config.image_token_index)
+    inputs = {"input_ids": torch.cat([image, torch.arange(9, 30)[None]], dim=1), "pixel_values": torch.rand(1, 3, 280, 280)}
+    with torch.no_grad():
+        torch.testing.assert_close(opened(**inputs).logits, ours(**inputs).logits)
