@@ -34,7 +34,14 @@ def demo(config: DemoConfig) -> RetrainSummary:
             val_dataset=(str(STRIPS / "val.jsonl"),),
             output=config.output,
             training=TrainingSettings(
-                target_modules="all", learning_rate=4e-3, lora_dropout=0, batch_size=8, num_epochs=2, eval_steps=150, device="cpu"
+                target_modules="all",
+                learning_rate=4e-3,
+                lora_dropout=0,
+                batch_size=8,
+                num_epochs=2,
+                eval_steps=150,
+                save_steps=25,  # so that a demo that is stopped goes on within a minute of where it was
+                device="cpu",
             ),
             decoding=DecodingSettings(max_new_tokens=12),
         )
