@@ -74,7 +74,9 @@ class RetrainConfig(Deadline):
     output: str = Field(description="folder of all runs; a stage that was done before with the same content is found in it")
     training: TrainingSettings = Field(default=TrainingSettings(), description="how to train")
     decoding: DecodingSettings = Field(default=DecodingSettings(), description="how to answer the validation records")
-    infer_batch_size: int = Field(default=8, ge=1, description="validation records answered at a time")
+    infer_batch_size: int | None = Field(
+        default=None, ge=1, description="most validation records answered at a time; default: what the device is good for"
+    )
     shard_size: int = Field(default=1000, ge=1, description="validation records in one part file")
     evaluate_base: bool = Field(
         default=True, description="also evaluate the base model, so that the report shows what the training changed"

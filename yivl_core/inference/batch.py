@@ -5,9 +5,9 @@ A part is published when all its records are answered; a run that was killed goe
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -16,27 +16,31 @@ import torch
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
-from yivl_core.data.images import ImageError, ImageStore, LoadedImage
+from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow, InputSource, input_digest, read_inputs
 from yivl_core.errors import ConfigurationError, DatasetError, OutputError
-from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary, find_input
-from yivl_core.inference.generation import Completion, Request, generate
+from yivl_core.inference.configuration import (
+    DecodingSettings,
+    EngineSettings,
+    InferenceConfig,
+    InferenceSummary,
+    find_input,
+)
+from yivl_core.inference.invariance import find_variant
+from yivl_core.inference.loading import load_engine
+from yivl_core.inference.preparation import NUM_THREADS, PreparedRow, RowPreparer, prepare_ahead
+from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
-from yivl_core.model.adapters import check_base, load_adapter
+from yivl_core.model.adapters import check_base
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
-from yivl_core.model.modeling import YiVLForConditionalGeneration
-from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
-from yivl_core.outputs.predictions import ContentDigest, Prediction, PredictionImage, read_predictions, record_columns
-from yivl_core.outputs.sample_ids import base_sample_id, image_digest
+from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions, record_columns
 from yivl_core.outputs.shards import Shard, ShardPlan, missing_shards, plan_shards, publish_shard, shards_to_do
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import join
-
-_NUM_WORKERS = 4
 
 
 def infer_shards(
@@ -71,6 +75,8 @@ def infer_shards(
     shards = _wanted_shards(plan, shard_indices)
     num_records = sum(shard.num_records for shard in shards)
     worker = _Worker(config, base, plan, num_records, store, device, dtype, on_progress) if shards else None
+    if worker and config.verify_invariance:
+        worker.probe(read_inputs(source))
     loaded = time.perf_counter()
     if worker:
         worker.run(shards, read_inputs(source))
@@ -92,26 +98,45 @@ class _Worker:
         dtype: torch.dtype,
         on_progress: OnProgress,
     ) -> None:
-        self._config, self._plan, self._store, self._on_progress = config, plan, store, on_progress
+        self._config, self._plan, self._on_progress = config, plan, on_progress
         self._num_records = num_records
         self._started = time.perf_counter()
         self.num_by_finish_reason = Counter[str]()
         self.num_tokens = 0
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
         self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
-        self._max_positions = base.max_positions
-        self._model = load_model(base, dtype=dtype, device=device)
-        if config.adapter:
-            self._model = cast(YiVLForConditionalGeneration, load_adapter(self._model, Path(config.adapter)).get_base_model())
+        self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
+        self._engine, sizes = load_engine(config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype)
+        self._report(sizes)
         self._params = SamplingParams.from_settings(config)
+        self.invariance: dict[str, int] | None = None
+
+    def probe(self, rows: Iterable[InputRow]) -> None:
+        """Answer the first records in several ways.
+
+        Raises:
+            ConfigurationError: some came out differently although the engine should be invariant.
+        """
+        prepared = (self._preparer.prepare(row) for row in enumerate(rows))
+        items = list(islice((item for item in prepared if item.inputs is not None), self._config.verify_invariance))
+        requests = [self._request(item.sample_id, item.inputs) for item in items if item.inputs is not None]
+        differing = find_variant(self._engine, requests)
+        self.invariance = {"num_records": len(items), "num_differing": len(differing)}
+        told = f"{len(differing)} of {len(items)} records came out differently alone, together and in reverse"
+        self._report(told)
+        if differing and self._config.batch_invariant:
+            raise ConfigurationError(
+                f"{told} in spite of batch_invariant, the first of them {items[differing[0]].sample_id}; this GPU or version of "
+                "torch has kernels that do not keep to one order: use dtype float32, or leave batch_invariant out"
+            )
 
     def run(self, shards: Sequence[Shard], rows: Iterable[InputRow]) -> None:
         """Answer and publish the shards, which are in record order."""
         self._started = time.perf_counter()
         numbered = enumerate(rows)
         place = 0
-        with ThreadPoolExecutor(_NUM_WORKERS) as pool:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
             for shard in shards:
                 shard_rows = list(islice(numbered, shard.first_record - place, shard.first_record - place + shard.num_records))
                 place = shard.first_record + shard.num_records
@@ -123,66 +148,50 @@ class _Worker:
                 publish_shard(self._plan, shard, self._answer_all(shard_rows, pool))
 
     def _answer_all(self, rows: Sequence[tuple[int, InputRow]], pool: ThreadPoolExecutor) -> list[Prediction]:
-        """Rows of predictions, batch by batch; the images of the next batch are decoded while one is answered."""
-        size = self._config.batch_size
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        predictions: list[Prediction] = []
-        ahead = [pool.submit(self._prepare, *row) for row in batches[0]]
-        for number in range(len(batches)):
-            prepared = [future.result() for future in ahead]
-            ahead = [pool.submit(self._prepare, *row) for row in batches[number + 1]] if number + 1 < len(batches) else []
-            predictions += self._answer(prepared)
-            self._report()
-        return predictions
+        """Predictions of rows in their order; images are decoded ahead, while the model answers."""
+        predictions: list[Prediction | None] = [None] * len(rows)
+        waiting: list[tuple[int, PreparedRow | None, float]] = []  # by number: place, row while it is answered, and since when
 
-    def _answer(self, batch: Sequence["_Prepared"]) -> list[Prediction]:
-        started = time.perf_counter()
-        requests = [Request(sample_id=item.sample_id, inputs=item.inputs) for item in batch if item.inputs is not None]
-        completions = iter(self._generate(requests) if requests else ())
-        answers = [_answered(item, next(completions) if item.inputs is not None else None, self._dtype) for item in batch]
-        generate_s = (time.perf_counter() - started) / max(1, len(requests))
-        self.num_tokens += sum(completion.num_tokens for _, completion in answers if completion)
-        self.num_by_finish_reason.update(completion.finish_reason if completion else "error" for _, completion in answers)
-        return [_prediction(item, completion, generate_s) for item, completion in answers]
+        def requests() -> Iterator[Request]:
+            for place, item in enumerate(prepare_ahead(pool, self._preparer.prepare, rows)):
+                if item.inputs is None:
+                    predictions[place] = self._finish(item, None, 0.0)
+                    continue
+                waiting.append((place, item, time.perf_counter()))
+                yield self._request(item.sample_id, item.inputs)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Completion | None]:
         try:
-            return generate(self._model, self._processor, requests, self._params, self._config.max_new_tokens)
+            for number, completion in self._engine.generate(requests()):
+                place, item, started = waiting[number]
+                assert item is not None
+                waiting[number] = place, None, started  # its pixels are not needed any more
+                predictions[place] = self._finish(
+                    _answered(item, completion, self._dtype), completion, time.perf_counter() - started
+                )
         except torch.OutOfMemoryError as error:
             raise ConfigurationError(
-                f"{len(requests)} records at a time do not fit into the memory of {self._model.device}; lower batch_size (now "
-                f"{self._config.batch_size}) or max_new_tokens (now {self._config.max_new_tokens})"
+                f"the memory of {self._device} has run out, beside other processes or at a setting of yours; lower batch_size "
+                f"(now {self._config.batch_size or 'automatic'})"
             ) from error
+        assert None not in predictions
+        return cast(list[Prediction], predictions)
 
-    def _prepare(self, record_index: int, row: InputRow) -> "_Prepared":
-        """Everything about a row that needs no model; what is wrong with it becomes its error."""
-        started = time.perf_counter()
-        images: list[LoadedImage] = []
-        kind, error, inputs = row.error_kind, row.error, None
-        if row.record is not None:
-            try:
-                for reference in row.images:
-                    images.append(self._store.load(reference))  # noqa: PERF401  (those before one that fails stay known)
-                inputs = self._processor.process(row.record, [image.image for image in images], with_response=False)
-                if len(inputs.input_ids) >= self._max_positions:
-                    kind = "too_long"
-                    error = f"{len(inputs.input_ids)} tokens, and the model reads {self._max_positions}; shorten the text"
-            except ImageError as problem:
-                kind, error = problem.kind, str(problem)
-            except DatasetError as problem:
-                kind, error = "unusable_record", str(problem)
-        known = [image.info.sha256 for image in images]
-        digests = known + [image_digest(reference, self._store) for reference in row.images[len(known) :]]
-        return _Prepared(
-            record_index=record_index,
-            row=row,
-            sample_id=self._plan.sample_id(record_index, base_sample_id(row, digests)),
-            images=_prediction_images(row, images),
-            inputs=inputs if kind is None else None,
-            error_kind=kind,
-            error=error,
-            preprocess_s=time.perf_counter() - started,
+    def _request(self, sample_id: str, inputs: ModelInputs) -> Request:
+        config = self._config
+        return Request(
+            sample_id=sample_id,
+            inputs=inputs,
+            params=self._params,
+            max_new_tokens=config.max_new_tokens,
+            stop_strings=config.stop,
+            stop_token_ids=config.stop_token_ids,
         )
+
+    def _finish(self, item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
+        self.num_tokens += completion.num_tokens if completion else 0
+        self.num_by_finish_reason[completion.finish_reason if completion else "error"] += 1
+        self._report()
+        return _prediction(item, completion, generate_s)
 
     def _report(self, message: str = "") -> None:
         figures = {}
@@ -195,29 +204,15 @@ class _Worker:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
-    """A row that is ready for the model, or that has failed already."""
-
-    record_index: int
-    row: InputRow
-    sample_id: str
-    images: tuple[PredictionImage, ...]
-    inputs: ModelInputs | None
-    error_kind: str | None
-    error: str | None
-    preprocess_s: float
-
-
-def _answered(item: _Prepared, completion: Completion | None, dtype: torch.dtype) -> tuple[_Prepared, Completion | None]:
-    """A row with its answer; one that should have had one and has none becomes an error."""
-    if item.inputs is None or completion is not None:
-        return item, completion
+def _answered(item: PreparedRow, completion: Completion | None, dtype: torch.dtype) -> PreparedRow:
+    """A row that should have an answer; it becomes an error where it has none."""
+    if completion is not None:
+        return item
     error = f"the model's logits are no finite numbers in {_name(dtype)}; use --dtype bfloat16 or float32"
-    return replace(item, inputs=None, error_kind="not_finite", error=error), None
+    return replace(item, inputs=None, error_kind="not_finite", error=error)
 
 
-def _prediction(item: _Prepared, completion: Completion | None, generate_s: float) -> Prediction:
+def _prediction(item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
     return Prediction(
         **record_columns(item.row),
         sample_id=item.sample_id,
@@ -232,15 +227,6 @@ def _prediction(item: _Prepared, completion: Completion | None, generate_s: floa
         preprocess_s=item.preprocess_s,
         generate_s=generate_s if completion else None,
     )
-
-
-def _prediction_images(row: InputRow, images: Sequence[LoadedImage]) -> tuple[PredictionImage, ...]:
-    """What is known of each image of a row; of those behind the first that failed, only their address."""
-    known = [
-        PredictionImage(uri=reference.uri, sha256=image.info.sha256, width=image.info.width, height=image.info.height)
-        for reference, image in zip(row.images, images, strict=False)
-    ]
-    return (*known, *(PredictionImage(uri=reference.uri, sha256=reference.sha256) for reference in row.images[len(known) :]))
 
 
 def _image_store(config: InferenceConfig) -> ImageStore:
@@ -261,8 +247,8 @@ def _fingerprint(
         "model": {"digest": base_digest},
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
-        "decoding": {name: getattr(config, name) for name in DecodingSettings.model_fields},
-        "numerics": {"dtype": _name(dtype), "device": device.type},
+        "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
+        "numerics": {"dtype": _name(dtype), "device": device.type, "batch_invariant": config.batch_invariant},
     }
 
 
@@ -325,9 +311,10 @@ def _summarise(
             "command": "infer",
             "code": code(),
             "environment": environment(),
-            "settings": {"shard_size": config.shard_size, "batch_size": config.batch_size},
+            "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
             "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
             **fingerprint,
+            "invariance": worker.invariance if worker else None,
             "content_digest": content_digest,
             "result": dict(sorted(reasons.items())),
         }
@@ -343,4 +330,5 @@ def _summarise(
         runtime_s=runtime_s,
         records_per_s=worker.num_by_finish_reason.total() / inference_s if worker else 0.0,
         completion_tokens=worker.num_tokens if worker else 0,
+        invariance=worker.invariance if worker else None,
     )

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from yivl_core.data.reading import InputSource
 from yivl_core.errors import ConfigurationError
@@ -27,9 +27,37 @@ class DecodingSettings(BaseModel):
         default=1.0, gt=0, description="above 1: tokens already in prompt or answer become less likely"
     )
     seed: int = Field(default=0, ge=0, description="seed of the sampling; each record draws from its own stream")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="texts that end an answer, besides the model's own stop; they are left out"
+    )
+    stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(), description="tokens that end an answer, besides the end-of-text token"
+    )
 
 
-class InferenceConfig(DecodingSettings, InputSource):
+def _gigabytes(value: Any) -> Any:
+    """`18GB`, `18` and 18 all say 18."""
+    return value.strip().upper().removesuffix("GB").strip() if isinstance(value, str) else value
+
+
+class EngineSettings(BaseModel):
+    """How an engine uses a device. Nothing here changes an answer but by rounding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    batch_size: int | None = Field(
+        default=None, ge=1, description="most records answered at a time; default: what the device and its memory are good for"
+    )
+    gpu_memory: Annotated[float, Field(gt=0), BeforeValidator(_gigabytes)] | None = Field(
+        default=None, description="most GPU memory to use, in GB of 10^9 bytes, as 18GB; default: what is free"
+    )
+    batch_invariant: bool = Field(
+        default=False,
+        description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower",
+    )
+
+
+class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
     """Settings of `infer_shards`."""
 
     model: str = Field(description="checkpoint folder: the base model, or a merged one")
@@ -38,14 +66,17 @@ class InferenceConfig(DecodingSettings, InputSource):
         default=False, description="take the records that the training of this adapter or model held out, in place of a dataset"
     )
     output: str = Field(description="folder or fsspec URL to write predictions to")
-    batch_size: int = Field(
-        default=8, ge=1, description="records answered at a time; greedy text does not depend on it in float32"
-    )
     shard_size: int = Field(default=1000, ge=1, description="records in one part file, the unit of resuming")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="dtype of the weights and the arithmetic; auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    verify_invariance: int = Field(
+        default=0,
+        ge=0,
+        description="before the run, answer the first so many records together, in reverse and one by one, and tell how many "
+        "came out differently; with batch_invariant none may",
+    )
     resume: bool = Field(default=False, description="keep the parts that an earlier run with the same settings published")
 
     @model_validator(mode="after")
@@ -92,6 +123,8 @@ class InferenceSummary:
         runtime_s: seconds of this call, loading included.
         records_per_s: records of this call a second, loading left out.
         completion_tokens: tokens written by this call.
+        invariance: how many records were answered in several ways before the run, and how many of them came out differently; None
+            where that was not asked for.
     """
 
     output: str
@@ -104,3 +137,4 @@ class InferenceSummary:
     runtime_s: float
     records_per_s: float
     completion_tokens: int
+    invariance: dict[str, int] | None = None

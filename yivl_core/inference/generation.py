@@ -6,77 +6,57 @@ stream of random numbers. What remains is rounding, which differs with the shape
 Shape letters: B rows, S longest prompt, D width of the decoder, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from yivl_core.inference.sampling import SamplingParams, mark_seen, sample
-from yivl_core.inference.stopping import StopChecker
+from yivl_core.inference.requests import NO_TOKEN, Answer, Completion, Request
+from yivl_core.inference.sampling import SamplingColumns, mark_seen, sample
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.padding import UnpaddedPixels
-from yivl_core.processing.processor import ModelInputs, Processor
+from yivl_core.processing.processor import Processor
 
-_NO_TOKEN = -1
+RECORD_BATCH_SIZE = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One prompt to answer.
+class RecordEngine:
+    """Answers requests with the model of record, some at a time: slow, but for every kind of adapter and spread over devices.
 
-    Attributes:
-        sample_id: names the record; with the seed it decides what is drawn.
-        inputs: the prompt, without a response.
+    Args:
+        model: with or without an adapter, in evaluation mode.
+        processor: of the model's checkpoint.
+        batch_size: how many are answered together.
     """
 
-    sample_id: str
-    inputs: ModelInputs
+    def __init__(self, model: YiVLForConditionalGeneration, processor: Processor, batch_size: int) -> None:
+        self._model, self._processor, self._batch_size = model, processor, batch_size
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """One answer.
-
-    Attributes:
-        text: without the stop and without white space around it.
-        finish_reason: `stop`, or `length` where it was cut at the limit.
-        num_tokens: tokens written, the stop included.
-    """
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    num_tokens: int
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        """As `InferenceEngine.generate`."""
+        numbered = enumerate(requests)
+        while batch := list(islice(numbered, self._batch_size)):
+            completions = generate(self._model, self._processor, [request for _, request in batch])
+            yield from ((number, completion) for (number, _), completion in zip(batch, completions, strict=True))
 
 
 @torch.inference_mode()
-def generate(
-    model: YiVLForConditionalGeneration,
-    processor: Processor,
-    requests: Sequence[Request],
-    params: SamplingParams,
-    max_new_tokens: int,
-) -> list[Completion | None]:
+def generate(model: YiVLForConditionalGeneration, processor: Processor, requests: Sequence[Request]) -> list[Completion | None]:
     """An answer to each request, in order; None where the logits were no finite numbers, as overflowing float16 gives them.
 
     Args:
         model: with or without an adapter, in evaluation mode.
         processor: of the model's checkpoint.
         requests: at least one; answered together.
-        params: how tokens are chosen.
-        max_new_tokens: most tokens of an answer; fewer where the model's positions end before.
     """
-    lengths = [len(request.inputs.input_ids) for request in requests]
-    limits = [min(max_new_tokens, model.config.text_config.max_position_embeddings - length) for length in lengths]
-    assert min(limits) > 0, "a prompt has to leave room for an answer"
-    checkers = [StopChecker(processor.tokenizer, limit) for limit in limits]
-    generators = [params.make_generator(request.sample_id) for request in requests]
+    max_positions = model.config.text_config.max_position_embeddings
+    answers = [Answer(request, processor.tokenizer, max_positions) for request in requests]
     device = model.lm_head.weight.device
+    columns = SamplingColumns.of([request.params for request in requests], model.config.text_config.vocab_size, device)
     input_ids, attention_mask = (tensor.to(device) for tensor in _pad_left(requests))  # [B, S]
-    lost: set[int] = set()
-    seen = _seen(model, requests) if params.repetition_penalty != 1 else None
+    seen = _seen(model, requests) if columns.repetition_penalty is not None else None
     decoder, cache = model.model.language_model, DynamicCache(config=model.config.text_config)
     embeds = model.model.embed(input_ids, _pixel_values(model, processor, requests))  # [B, S, D]
     position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
@@ -86,26 +66,23 @@ def generate(
         )
         logits = model.lm_head(outputs.last_hidden_state[:, -1]).float()  # [B, V]
         is_finite = logits.isfinite().all(dim=-1)  # [B]
-        token_ids = sample(logits.masked_fill(~is_finite[:, None], 0.0), params, generators, seen)  # [B]
-        for row, token_id in enumerate(torch.where(is_finite, token_ids, _NO_TOKEN).tolist()):  # waits for the GPU
-            if row in lost or checkers[row].finish_reason:
-                continue
-            if token_id == _NO_TOKEN:
-                lost.add(row)
-                continue
-            checkers[row].append(token_id)
-            if seen is not None:
-                mark_seen(seen, row, [token_id])
-        if all(row in lost or checker.finish_reason for row, checker in enumerate(checkers)):
-            return [None if row in lost else _completion(checker) for row, checker in enumerate(checkers)]
+        logits = logits.masked_fill(~is_finite[:, None], 0.0)
+        numbers = torch.tensor(
+            [0.0 if answer.is_finished else answer.draw() for answer in answers], dtype=torch.float64, device=device
+        )
+        token_ids = sample(logits, columns, numbers, seen)  # [B]
+        logprobs = logits.log_softmax(dim=-1).gather(-1, token_ids[:, None]).squeeze(-1)
+        if seen is not None:
+            seen[torch.arange(len(requests), device=device), token_ids] = True
+        taken = torch.where(is_finite, token_ids, NO_TOKEN).tolist()  # waits for the GPU
+        for answer, token_id, logprob in zip(answers, taken, logprobs.tolist(), strict=True):
+            if not answer.is_finished:
+                answer.append(token_id, logprob)
+        if all(answer.is_finished for answer in answers):
+            return [answer.completion for answer in answers]
         embeds = model.model.get_input_embeddings()(token_ids.unsqueeze(1))  # [B, 1, D]
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(requests), 1)], dim=1)
         position_ids = position_ids[:, -1:] + 1
-
-
-def _completion(checker: StopChecker) -> Completion:
-    assert checker.finish_reason is not None
-    return Completion(text=checker.text, finish_reason=checker.finish_reason, num_tokens=checker.num_tokens)
 
 
 def _pad_left(requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ The original code looks for `###` from the second token on only, and takes it of
 keeps it there together with one more token, and one that ends in `####` keeps a `#`. Here neither is left.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from yivl_core.processing.prompt import STOP_STRING
@@ -22,14 +23,23 @@ class StopChecker:
     Args:
         tokenizer: the tokenizer of the model that writes.
         max_new_tokens: most tokens of the answer, the one that ends it included.
+        stop_strings: further texts that end it, none of them empty.
+        stop_token_ids: further tokens that end it; their text is left out.
 
     Attributes:
         finish_reason: `stop` or `length` as soon as the answer has ended, None before.
         num_tokens: tokens taken so far, the one that ended the answer included.
     """
 
-    def __init__(self, tokenizer: Tokenizer, max_new_tokens: int) -> None:
-        self._eos_id = tokenizer.eos_id
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        max_new_tokens: int,
+        stop_strings: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+    ) -> None:
+        self._stop_strings = (*STOP_STRINGS, *stop_strings)
+        self._stop_token_ids = frozenset((tokenizer.eos_id, *stop_token_ids))
         self._max_new_tokens = max_new_tokens
         self._stream = TextStream(tokenizer)
         self._shown: list[str] = []
@@ -51,18 +61,19 @@ class StopChecker:
         """
         assert self.finish_reason is None, "the answer has ended"
         self.num_tokens += 1
-        self._held += self._stream.append(token_id)
-        if token_id == self._eos_id:
+        if token_id in self._stop_token_ids:
             self.finish_reason = "stop"
-        elif self.num_tokens == self._max_new_tokens:
+        else:
+            self._held += self._stream.append(token_id)
+        if self.finish_reason is None and self.num_tokens == self._max_new_tokens:
             self.finish_reason = "length"
         if self.finish_reason:
             self._held += self._stream.finish()
-        stops = [self._held.find(stop) for stop in STOP_STRINGS if stop in self._held]
+        stops = [self._held.find(stop) for stop in self._stop_strings if stop in self._held]
         if stops:
             self.finish_reason = "stop"
             self._held = self._held[: min(stops)]
-        return self._show(len(self._held) if self.finish_reason else _start_of_possible_stop(self._held))
+        return self._show(len(self._held) if self.finish_reason else self._start_of_possible_stop())
 
     def _show(self, end: int) -> str:
         """Moves the held text up to `end`, less the white space before it, to what is shown."""
@@ -74,11 +85,10 @@ class StopChecker:
             self._shown.append(certain)
         return certain
 
-
-def _start_of_possible_stop(text: str) -> int:
-    """Where the longest end of a text starts that more text could make a stop; the text's length if there is none."""
-    longest = max(map(len, STOP_STRINGS)) - 1
-    for start in range(max(len(text) - longest, 0), len(text)):
-        if any(stop.startswith(text[start:]) for stop in STOP_STRINGS):
-            return start
-    return len(text)
+    def _start_of_possible_stop(self) -> int:
+        """Where the longest end of what is held starts that more text could make a stop; its length if there is none."""
+        text, longest = self._held, max(map(len, self._stop_strings)) - 1
+        for start in range(max(len(text) - longest, 0), len(text)):
+            if any(stop.startswith(text[start:]) for stop in self._stop_strings):
+                return start
+        return len(text)

@@ -76,12 +76,12 @@ class YiVLModel(YiVLPreTrainedModel):
             `[N, P, C]`.
         """
         tower = self.vision_tower
-        hidden = tower.pre_layrnorm(self._embed_patches(pixel_values))  # [N, 1 + P, C]
+        hidden = tower.pre_layrnorm(self.embed_patches(pixel_values))  # [N, 1 + P, C]
         for layer in tower.encoder.layers[: self.config.num_vision_layers]:
             hidden = layer(hidden, None)
         return hidden[:, 1:]  # [N, P, C]
 
-    def _embed_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def embed_patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the tower's own embeddings give, with a matrix product in place of a convolution whose windows do not overlap.
 
         cuDNN has no fast one for such windows (a third of a training step of a small model), and rounds float32 to 10 bits there.

@@ -109,8 +109,8 @@ def load_model(
     for name, parameter in list(model.named_parameters()):
         value = torch.empty(parameter.shape, dtype=dtype if isinstance(dtype, torch.dtype) else dtype(name), device=device)
         value.copy_(tensors.pop(name).load())
-        _set_parameter(model, name, value)
-    _restore_buffers(model, torch.device(device))
+        set_parameter(model, name, value)
+    restore_buffers(model, torch.device(device))
     model.name_or_path = str(files.folder.resolve())  # PEFT writes it into the adapter's configuration
     return model.eval()
 
@@ -179,12 +179,13 @@ def _compare(
         )
 
 
-def _set_parameter(model: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+def set_parameter(model: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Puts a frozen parameter in the place of the one of this name."""
     path, _, last = name.rpartition(".")
     setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=False))
 
 
-def _restore_buffers(model: YiVLForConditionalGeneration, device: torch.device) -> None:
+def restore_buffers(model: YiVLForConditionalGeneration, device: torch.device) -> None:
     """Buffers are not in the files: they follow from the configuration, and have to be made again after the meta device."""
     rotary = model.model.language_model.rotary_emb
     model.model.language_model.rotary_emb = type(rotary)(config=model.config.text_config).to(device)

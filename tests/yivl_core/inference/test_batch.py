@@ -1,14 +1,17 @@
 """Batch inference over whole inputs: one row a record whatever happens, and the same rows however the work is cut up."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.image_folders import find_images
@@ -17,8 +20,11 @@ from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, 
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.batch import infer_shards
-from yivl_core.inference.configuration import DecodingSettings, InferenceConfig, InferenceSummary
-from yivl_core.inference.generation import generate
+from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
+from yivl_core.inference.decoder import Decoder
+from yivl_core.inference.engine import InferenceEngine
+from yivl_core.inference.requests import Completion, Request
+from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
 from yivl_core.outputs.manifest import read_manifest
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
@@ -303,7 +309,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_rows(records_before: int, inf
 def test_a_finished_run_is_not_made_again(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = infer()
     before = {path: path.stat().st_mtime_ns for path in Path(summary.output).rglob("*")}
-    monkeypatch.setattr("yivl_core.inference.batch.load_model", lambda *_: pytest.fail("the model was loaded again"))
+    monkeypatch.setattr("yivl_core.inference.batch.load_engine", lambda *_, **__: pytest.fail("the model was loaded again"))
     again = infer(resume=True)
     assert (again.content_digest, again.num_by_finish_reason) == (summary.content_digest, summary.num_by_finish_reason)
     assert {path: path.stat().st_mtime_ns for path in Path(summary.output).rglob("*")} == before
@@ -365,10 +371,12 @@ def test_rows_that_were_changed_are_refused(infer: Infer) -> None:
 
 
 def test_an_answer_that_overflows_is_an_error_row(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "yivl_core.inference.batch.generate",
-        lambda *arguments: [None if number == 1 else one for number, one in enumerate(generate(*arguments))],
-    )
+    whole = InferenceEngine.generate
+
+    def lose_one(self: InferenceEngine, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        return ((number, None if number == 1 else completion) for number, completion in whole(self, requests))
+
+    monkeypatch.setattr(InferenceEngine, "generate", lose_one)
     summary = infer(batch_size=12)
     assert summary.num_failed == 1
     failed = rows(summary)[1]
@@ -386,6 +394,7 @@ def test_an_output_that_is_not_empty_is_refused(infer: Infer, tmp_path: Path) ->
 
 DECIDING: dict[str, Any] = {
     "max_new_tokens": 9, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5, "seed": 3,
+    "stop": ["a"], "stop_token_ids": [7],
 }  # fmt: skip
 
 
@@ -394,7 +403,8 @@ def test_going_on_with_other_decoding_is_refused_by_name(name: str, infer: Infer
     assert set(DECIDING) == set(DecodingSettings.model_fields)
     infer(shard_indices=())
     before = {"max_new_tokens": 8}.get(name, DecodingSettings.model_fields[name].default)
-    message = rf"decoding.{name} was {json.dumps(before)} and is {json.dumps(DECIDING[name])}\. Set them as they were to go on"
+    was, now = (re.escape(json.dumps(value)) for value in (before, DECIDING[name]))
+    message = rf"decoding.{name} was {was} and is {now}\. Set them as they were to go on"
     with pytest.raises(OutputError, match=message):
         infer(resume=True, **{name: DECIDING[name]})
 
@@ -424,13 +434,13 @@ def test_batch_size_and_device_may_change_on_the_way(infer: Infer) -> None:
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower_and_loses_nothing(
     infer: Infer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(_: Any, __: Any, requests: Any, *___: Any) -> Any:
+    def run_out(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     infer(shard_indices=[0], shard_size=6)
-    message = r"5 records at a time do not fit into the memory of cpu; lower batch_size \(now 5\) or max_new_tokens \(now 8\)"
+    message = r"the memory of cpu has run out, beside other processes or at a setting of yours; lower batch_size \(now 5\)"
     with monkeypatch.context() as patch:
-        patch.setattr("yivl_core.inference.batch.generate", run_out)
+        patch.setattr(ModelRunner, "prefill", run_out)
         with pytest.raises(ConfigurationError, match=message):
             infer(shard_size=6, batch_size=5, resume=True)
     assert infer(shard_size=6, batch_size=2, resume=True).content_digest == infer(output="whole").content_digest
@@ -497,20 +507,84 @@ def test_progress_counts_records_to_the_end(infer: Infer) -> None:
     infer(on_progress=events.append, batch_size=5)
     done = [event.done for event in events if event.stage == "infer"]
     assert done == sorted(done)
-    assert done[-3:] == [5, 10, 12]
+    assert set(done) == set(range(13))
     assert {event.total for event in events if event.stage == "infer"} == {12}
 
 
 def test_batch_size_is_what_is_answered_at_a_time(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
+    whole = ModelRunner.decode
 
-    def watch(model: Any, processor: Any, requests: Any, *args: Any) -> Any:
-        sizes.append(len(requests))
-        return generate(model, processor, requests, *args)
+    def watch(self: ModelRunner, running: Sequence[RunningRequest]) -> StepResult:
+        sizes.append(len(running))
+        return whole(self, running)
 
-    monkeypatch.setattr("yivl_core.inference.batch.generate", watch)
+    monkeypatch.setattr(ModelRunner, "decode", watch)
     infer(batch_size=5)
-    assert sizes == [5, 5, 2]
+    assert max(sizes) == 5
+    sizes.clear()
+    infer(output="other")
+    assert max(sizes) > 5
+
+
+def test_invariant_steps_have_one_size_and_give_the_same_rows(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[tuple[str, int]] = set()
+    prefill, decode = Decoder.prefill, Decoder.decode
+
+    def watch_prefill(self: Decoder, embeds: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.add(("prefill", len(embeds)))
+        return prefill(self, embeds, *rest)
+
+    def watch_decode(self: Decoder, token_ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.add(("decode", len(token_ids)))
+        return decode(self, token_ids, *rest)
+
+    monkeypatch.setattr(Decoder, "prefill", watch_prefill)
+    monkeypatch.setattr(Decoder, "decode", watch_decode)
+    usual = infer(batch_size=5)
+    assert len(sizes) > 2
+    sizes.clear()
+    invariant = infer(batch_size=5, batch_invariant=True, output="invariant")
+    assert sizes == {("prefill", 4096), ("decode", 5)}
+    assert answers(invariant) == answers(usual)
+    manifest = read_manifest(f"{invariant.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["numerics"]["batch_invariant"] is True
+    assert manifest["settings"]["batch_invariant"] is True
+
+
+def test_the_probe_tells_how_many_records_come_out_differently(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Progress] = []
+    summary = infer(verify_invariance=5, on_progress=events.append)
+    assert summary.invariance == {"num_records": 5, "num_differing": 0}
+    manifest = read_manifest(f"{summary.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["invariance"] == summary.invariance
+    assert infer(output="unasked").invariance is None
+
+    whole = InferenceEngine.generate
+
+    def depend_on_company(self: InferenceEngine, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        listed = list(requests)
+        for number, completion in whole(self, listed):
+            assert completion is not None
+            is_changed = len(listed) > 1 and number == 2
+            yield number, replace(completion, token_ids=(7,)) if is_changed else completion
+
+    monkeypatch.setattr(InferenceEngine, "generate", depend_on_company)
+    told = infer(verify_invariance=5, output="variant", on_progress=events.append)
+    assert told.invariance == {"num_records": 5, "num_differing": 1}
+    assert "1 of 5 records came out differently alone, together and in reverse" in {event.message for event in events}
+    with pytest.raises(ConfigurationError, match=r"1 of 5 records came out differently .* in spite of batch_invariant"):
+        infer(verify_invariance=5, batch_invariant=True, output="refused")
+
+
+def test_gpu_memory_is_read_with_and_without_its_unit() -> None:
+    for value in ("18GB", " 18 gb", "18", 18, 18.0):
+        assert EngineSettings(gpu_memory=value).gpu_memory == 18
+    for value in ("18GiB", "much", 0, -1):
+        with pytest.raises(ValidationError):
+            EngineSettings(gpu_memory=value)
 
 
 @pytest.mark.parametrize(
@@ -522,6 +596,8 @@ def test_batch_size_is_what_is_answered_at_a_time(infer: Infer, monkeypatch: pyt
         ("top_p", 0.1, {"temperature": 2.0}),
         ("repetition_penalty", 5.0, {}),
         ("seed", 9, {"temperature": 1.0}),
+        ("stop", ("(",), {}),
+        ("stop_token_ids", tuple(range(10, 300)), {}),
         ("limit", 3, {}),
     ],
 )
@@ -549,7 +625,7 @@ def test_dtype_and_device_are_those_asked_for(infer: Infer) -> None:
     summary = infer(dtype="bfloat16", device="cpu")
     manifest = read_manifest(f"{summary.output}/manifest.json")
     assert manifest is not None
-    assert manifest["numerics"] == {"dtype": "bfloat16", "device": "cpu"}
+    assert manifest["numerics"] == {"dtype": "bfloat16", "device": "cpu", "batch_invariant": False}
     with pytest.raises(ConfigurationError, match=r"device 'cuda:77': this machine has"):
         infer(device="cuda:77", output="other")
     with pytest.raises(ConfigurationError, match=r"dtype float16 does not work on the CPU"):
@@ -559,6 +635,6 @@ def test_dtype_and_device_are_those_asked_for(infer: Infer) -> None:
 def test_no_setting_is_forgotten_here() -> None:
     tested = {
         *DECIDING, "model", "adapter", "load_dataset_config", "output", "batch_size", "shard_size", "dtype", "device", "resume",
-        "dataset", "image_root", "images", "prompt", "limit",
+        "dataset", "image_root", "images", "prompt", "limit", "gpu_memory", "batch_invariant", "verify_invariance",
     }  # fmt: skip
     assert tested == set(InferenceConfig.model_fields)

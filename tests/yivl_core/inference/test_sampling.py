@@ -1,5 +1,7 @@
 """Next tokens against transformers' logits processors and the distribution that they should have."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from yivl_core.inference import sampling
 from yivl_core.inference.configuration import DecodingSettings
-from yivl_core.inference.sampling import SamplingParams, keep_top_k, keep_top_p, mark_seen, penalise_repetition, sample
+from yivl_core.inference.sampling import (
+    SamplingColumns,
+    SamplingParams,
+    draw_number,
+    keep_top_k,
+    keep_top_p,
+    mark_seen,
+    penalise_repetition,
+)
 
 
 def random_logits(seed: int, rows: int = 4, vocabulary: int = 50, *, ties: bool = False) -> torch.Tensor:
@@ -20,18 +31,33 @@ def random_logits(seed: int, rows: int = 4, vocabulary: int = 50, *, ties: bool 
     return logits.round() if ties else logits
 
 
+def sample(
+    logits: torch.Tensor,
+    params: SamplingParams,
+    generators: Sequence[torch.Generator] = (),
+    seen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The next token of rows that have the same params, with a number of each generator."""
+    numbers = torch.tensor([draw_number(generator) for generator in generators], dtype=torch.float64) if generators else None
+    return sampling.sample(logits, SamplingColumns.of([params] * len(logits), logits.shape[-1]), numbers, seen)
+
+
+def column(value: float, rows: int = 4, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.full((rows, 1), value, dtype=dtype)
+
+
 @settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 60), st.booleans())
+@given(st.integers(0, 10**6), st.integers(1, 50), st.booleans())
 def test_top_k_keeps_what_transformers_keeps(seed: int, k: int, ties: bool) -> None:
     logits = random_logits(seed, ties=ties)
-    assert torch.equal(keep_top_k(logits, k), TopKLogitsWarper(top_k=k)(torch.empty(0), logits))
+    assert torch.equal(keep_top_k(logits, column(k, dtype=torch.int64)), TopKLogitsWarper(top_k=k)(torch.empty(0), logits))
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.001, 0.999), st.booleans())
 def test_top_p_keeps_what_transformers_keeps(seed: int, p: float, ties: bool) -> None:
     logits = random_logits(seed, ties=ties)
-    assert torch.equal(keep_top_p(logits, p), TopPLogitsWarper(top_p=p)(torch.empty(0), logits))
+    assert torch.equal(keep_top_p(logits, column(p)), TopPLogitsWarper(top_p=p)(torch.empty(0), logits))
 
 
 @settings(deadline=None)
@@ -45,7 +71,7 @@ def test_repetition_is_penalised_as_in_transformers(seed: int, penalty: float, h
     for row, token_ids in enumerate(held):
         mark_seen(seen, row, token_ids)
     expected = RepetitionPenaltyLogitsProcessor(penalty=penalty)(torch.tensor(held), logits.clone())
-    torch.testing.assert_close(penalise_repetition(logits, seen, penalty), expected, rtol=0, atol=0)
+    torch.testing.assert_close(penalise_repetition(logits, seen, column(penalty, dtype=torch.float32)), expected, rtol=0, atol=0)
 
 
 def test_places_of_images_are_not_seen() -> None:
@@ -106,6 +132,27 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     assert together == alone == backwards[::-1]
 
 
+def test_rows_with_params_of_their_own_get_what_each_would_get_alone() -> None:
+    kinds = [
+        SamplingParams(),
+        SamplingParams(temperature=0.7),
+        SamplingParams(temperature=1.5, top_k=3),
+        SamplingParams(temperature=1.1, top_p=0.6),
+        SamplingParams(repetition_penalty=1.7),
+        SamplingParams(temperature=2.0, top_k=40, top_p=0.9, repetition_penalty=0.8),
+    ]
+    for seed in range(20):
+        logits = random_logits(seed, rows=len(kinds))
+        seen = torch.rand(len(kinds), 50, generator=torch.Generator().manual_seed(seed)) < 0.3
+        numbers = torch.rand(len(kinds), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        together = sampling.sample(logits, SamplingColumns.of(kinds, 50), numbers, seen)
+        for row, params in enumerate(kinds):
+            alone = sampling.sample(
+                logits[row : row + 1], SamplingColumns.of([params], 50), numbers[row : row + 1], seen[row : row + 1]
+            )
+            assert together[row] == alone[0], params
+
+
 def test_streams_depend_on_seed_and_record_and_go_on() -> None:
     def numbers(seed: int, name: str) -> list[int]:
         params = SamplingParams(temperature=1.0, seed=seed)
@@ -139,7 +186,7 @@ def test_a_number_next_to_one_draws_the_last_possible_token(monkeypatch: pytest.
 
 
 def test_too_few_generators_are_refused() -> None:
-    with pytest.raises(AssertionError, match="one generator for each row"):
+    with pytest.raises(AssertionError, match="one number for each row"):
         sample(torch.zeros(2, 3), SamplingParams(temperature=1.0), [torch.Generator()])
 
 

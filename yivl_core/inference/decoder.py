@@ -1,0 +1,165 @@
+"""The Llama decoder as the engine runs it: prompts side by side without padding, then one token for each row.
+
+Equal to the model of record but for rounding; what differs is the order of work. Linear layers that read the same input are one
+matrix product, sums go into the products' results, and the last layer answers for the tokens alone that are sampled from.
+
+Shapes: S tokens, D width, V vocabulary, N prompts, B rows, H query heads, G key-value heads, E head width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from yivl_core.inference.kv_cache import KeyValueCache
+from yivl_core.inference.layout import DecodeLayout, PrefillLayout
+from yivl_core.inference.linear import FusedLinear
+from yivl_core.inference.operations import Operations
+from yivl_core.model.modeling import YiVLForConditionalGeneration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """One layer; the last has queries in a product of their own."""
+
+    input_norm: torch.Tensor  # [D]
+    queries: FusedLinear | None
+    qkv: FusedLinear  # keys and values alone where queries are apart
+    output: FusedLinear
+    mlp_norm: torch.Tensor  # [D]
+    gate_up: FusedLinear
+    down: FusedLinear
+
+
+class Decoder:
+    """Embedding, layers and head of a model, which is emptied of them.
+
+    Args:
+        model: the model of record, with or without a plain LoRA, in evaluation mode.
+        operations: how what lies between the matrix products is done.
+    """
+
+    def __init__(self, model: YiVLForConditionalGeneration, operations: Operations) -> None:
+        decoder, config = model.model.language_model, model.config.text_config
+        self._operations = operations
+        self._epsilon: float = config.rms_norm_eps
+        self.head_dim: int = config.hidden_size // config.num_attention_heads
+        self.num_key_value_heads: int = config.num_key_value_heads
+        self.vocab_size: int = config.vocab_size
+        self.embedding = decoder.embed_tokens.weight.detach()  # [V, D]
+        self._final_norm = decoder.norm.weight.detach()
+        self._rotation = _rotation(decoder.rotary_emb, config.max_position_embeddings, self.embedding.device)
+        self._activation = _activation(config.hidden_act)
+        last = len(decoder.layers) - 1
+        self._layers = [_fused(layer, is_last=number == last) for number, layer in enumerate(decoder.layers)]
+        self._head = FusedLinear(model.lm_head)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, each of which has keys and values."""
+        return len(self._layers)
+
+    def prefill(self, embeds: torch.Tensor, layout: PrefillLayout, cache: KeyValueCache) -> torch.Tensor:
+        """Computes prompts and stores their keys and values.
+
+        Args:
+            embeds: `[S, D]`; may be overwritten.
+            layout: of the prompts.
+            cache: where keys and values go.
+
+        Returns:
+            Logits after the last token of each prompt, `[N, V]`.
+        """
+        operations, hidden = self._operations, embeds
+        for layer, keys, values in zip(self._layers[:-1], cache.keys[:-1], cache.values[:-1], strict=True):
+            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+            queries = operations.rotate_and_store(
+                layer.qkv(normed), self._rotation, layout.position_ids, layout.store_rows, keys, values
+            )
+            attended = operations.prefill_attention(queries, keys, values, layout, is_last=False)
+            hidden = self._finish_layer(layer, hidden, attended)
+        return self._last_of_prefill(hidden, layout, cache.keys[-1], cache.values[-1])
+
+    def decode(self, token_ids: torch.Tensor, layout: DecodeLayout, cache: KeyValueCache) -> torch.Tensor:
+        """Computes one token for each row and stores its key and value.
+
+        Args:
+            token_ids: int64 `[B]`.
+            layout: where they stand.
+            cache: of keys and values.
+
+        Returns:
+            Logits after them, `[B, V]`.
+        """
+        operations, hidden = self._operations, self.embedding[token_ids]  # [B, D]
+        store_rows = layout.starts + layout.positions
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+            qkv = layer.qkv(normed)
+            if layer.queries is not None:
+                qkv = torch.cat([layer.queries(normed), qkv], dim=-1)
+            queries = operations.rotate_and_store(qkv, self._rotation, layout.positions, store_rows, keys, values)
+            hidden = self._finish_layer(layer, hidden, operations.decode_attention(queries, keys, values, layout))
+        return self._logits(hidden)
+
+    def _last_of_prefill(
+        self, hidden: torch.Tensor, layout: PrefillLayout, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """The last layer: keys and values of all tokens, everything else for the last token of each prompt."""
+        layer, operations = self._layers[-1], self._operations
+        assert layer.queries is not None
+        normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+        operations.rotate_and_store(layer.qkv(normed), self._rotation, layout.position_ids, layout.store_rows, keys, values)
+        queries = layer.queries(normed[layout.last]).unflatten(-1, (-1, self.head_dim))  # [N, H, E]
+        queries = operations.rotate(queries, self._rotation, layout.position_ids[layout.last])
+        attended = operations.prefill_attention(queries, keys, values, layout, is_last=True)
+        return self._logits(self._finish_layer(layer, hidden[layout.last], attended))
+
+    def _finish_layer(self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden = _added(layer.output, hidden, attended.flatten(-2))
+        gate_up = layer.gate_up(self._operations.rms_norm(hidden, layer.mlp_norm, self._epsilon))
+        if self._activation is None:
+            return _added(layer.down, hidden, self._operations.silu_product(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return _added(layer.down, hidden, self._activation(gate) * up)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(self._operations.rms_norm(hidden, self._final_norm, self._epsilon))
+
+
+def _added(linear: FusedLinear, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The sum with its bias, which Yi does not have."""
+    added = linear.add_to(hidden, inputs)
+    return added if linear.pending_bias is None else added.add_(linear.pending_bias)
+
+
+def _fused(layer: Any, *, is_last: bool) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    pair = (attention.k_proj, attention.v_proj)
+    return _Layer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        queries=FusedLinear(attention.q_proj) if is_last else None,
+        qkv=FusedLinear(*pair) if is_last else FusedLinear(attention.q_proj, *pair),
+        output=FusedLinear(attention.o_proj),
+        mlp_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=FusedLinear(mlp.gate_proj, mlp.up_proj),
+        down=FusedLinear(mlp.down_proj),
+    )
+
+
+def _rotation(rotary: Any, num_positions: int, device: torch.device) -> torch.Tensor:
+    """Cosines and sines of all positions, float32 `[2, positions, E / 2]`, as transformers computes them."""
+    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * rotary.inv_freq.float().to(device)
+    scaling: float = rotary.attention_scaling
+    return torch.stack([angles.cos(), angles.sin()]) * scaling
+
+
+def _activation(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The MLP's activation; None for SiLU, which Yi has and which has an operation of its own."""
+    if name in ("silu", "swish"):
+        return None
+    activation: nn.Module = ACT2FN[name]
+    return activation

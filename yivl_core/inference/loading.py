@@ -1,0 +1,76 @@
+"""From a checkpoint folder to an engine that answers."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from yivl_core.inference.configuration import EngineSettings
+from yivl_core.inference.engine import InferenceEngine
+from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
+from yivl_core.inference.linear import is_plain_lora
+from yivl_core.inference.memory import MemoryPlan, plan_memory
+from yivl_core.inference.requests import Completion, Request
+from yivl_core.inference.runner import ModelRunner
+from yivl_core.model.adapters import load_adapter
+from yivl_core.model.configuration import read_config
+from yivl_core.model.files import CheckpointFiles
+from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.weights import load_model
+from yivl_core.processing.processor import Processor
+
+
+class Engine(Protocol):
+    """What answers requests."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        """Answers with the place of their request, as they end; None where logits were no finite numbers."""
+
+
+def load_engine(
+    settings: EngineSettings,
+    base: CheckpointFiles,
+    processor: Processor,
+    *,
+    adapter: str | Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Engine, str]:
+    """An engine with a checkpoint's model, and what it chose, in words.
+
+    An adapter that is no plain LoRA is run with the model of record.
+
+    Args:
+        settings: of the engine.
+        base: the checkpoint.
+        processor: of the checkpoint.
+        adapter: adapter folder to put on it, without merging.
+        device: where it runs.
+        dtype: of weights and arithmetic.
+
+    Raises:
+        CheckpointError: a folder is broken, or the two do not fit each other.
+        ConfigurationError: the model does not fit into memory.
+    """
+    plan = plan_memory(
+        read_config(base),
+        dtype,
+        device,
+        num_rows=settings.batch_size,
+        gpu_memory_gb=settings.gpu_memory,
+        is_invariant=settings.batch_invariant,
+    )
+    model = load_model(base, dtype=dtype, device=device)
+    if adapter:
+        model = cast(YiVLForConditionalGeneration, load_adapter(model, Path(adapter)).get_base_model())
+        if not is_plain_lora(model):
+            batch_size = settings.batch_size or RECORD_BATCH_SIZE
+            return RecordEngine(model, processor, batch_size), f"{batch_size} records at a time with the model of record"
+    return make_engine(model, processor, plan), str(plan)
+
+
+def make_engine(model: YiVLForConditionalGeneration, processor: Processor, plan: MemoryPlan) -> InferenceEngine:
+    """An engine with this model, which is emptied."""
+    runner = ModelRunner(model, processor.preprocessor, plan.settings)
+    return InferenceEngine(runner, processor.tokenizer, prefill_rows=plan.prefill_rows, prefill_tokens=plan.prefill_tokens)

@@ -1,0 +1,174 @@
+"""How much memory a runner will need, and how many requests fit beside each other: worked out before anything is allocated.
+
+All is counted in bytes as a user sees them in `nvidia-smi`: weights, keys and values, the largest step, and what CUDA itself
+takes. GB are 10^9 bytes.
+
+Shapes: D width of the decoder, F width of its MLP, V vocabulary, C width of the tower, P patches.
+"""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from yivl_core.errors import ConfigurationError
+from yivl_core.inference.kv_cache import KeyValueCache
+from yivl_core.inference.runner import PREFIX_CACHE_TOKENS, RunnerSettings
+from yivl_core.model.configuration import YiVLConfig
+from yivl_core.model.weights import expected_shapes
+
+MAX_ROWS = 256
+_CPU_ROWS = 32
+# Prompts side by side up to here make matrix products faster; beyond, they only take memory.
+_PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
+_VISION_IMAGES = 16
+# The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
+_CONTEXT_BYTES = 700_000_000
+# Of the free memory, what is left to others and to the allocator's rounding.
+_SHARE_OF_FREE = 0.95
+# A request has hardly ever more than this: rows beyond would stand empty.
+_USUAL_TOKENS = 1280
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Sizes that fit.
+
+    Attributes:
+        settings: of the runner.
+        prefill_rows, prefill_tokens: of the engine.
+        weight_bytes, cache_bytes, work_bytes, context_bytes: what takes memory.
+    """
+
+    settings: RunnerSettings
+    prefill_rows: int
+    prefill_tokens: int
+    weight_bytes: int
+    cache_bytes: int
+    work_bytes: int
+    context_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it together."""
+        return self.weight_bytes + self.cache_bytes + self.work_bytes + self.context_bytes
+
+    def __str__(self) -> str:
+        """What a user is told."""
+        parts = {"weights": self.weight_bytes, "keys and values": self.cache_bytes, "steps": self.work_bytes}
+        listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+        return (
+            f"{self.settings.num_rows} records at a time, {self.settings.cache_tokens} tokens of keys and values, "
+            f"{_gb(self.total_bytes)} of memory ({listed})"
+        )
+
+
+def plan_memory(
+    config: YiVLConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    num_rows: int | None = None,
+    gpu_memory_gb: float | None = None,
+    is_invariant: bool = False,
+    is_loaded: bool = False,
+) -> MemoryPlan:
+    """The sizes for a model.
+
+    Args:
+        config: of the model.
+        dtype: of weights and arithmetic.
+        device: that it will run on.
+        num_rows: most requests at a time; None: what the device is good for.
+        gpu_memory_gb: most memory to use, in GB of 10^9 bytes; None: what is free.
+        is_invariant: whether every step has one size.
+        is_loaded: whether the model has taken its memory already.
+
+    Raises:
+        ConfigurationError: the model with one request does not fit.
+    """
+    is_gpu = device.type == "cuda"
+    wanted = num_rows or (MAX_ROWS if is_gpu else _CPU_ROWS)
+    weight_bytes = _num_parameters(config) * dtype.itemsize
+    budget = _budget(device, gpu_memory_gb, weight_bytes if is_loaded else 0)
+    max_positions: int = config.text_config.max_position_embeddings
+    per_token = _bytes_per_token(config, dtype)
+    prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
+    while True:
+        images = max(1, min(_VISION_IMAGES, prefill_tokens // config.num_image_tokens))
+        work_bytes = _work_bytes(config, dtype, prefill_tokens, images, wanted)
+        left = budget - weight_bytes - work_bytes - (_CONTEXT_BYTES if is_gpu else 0)
+        tokens = left // per_token - PREFIX_CACHE_TOKENS - 1
+        # Smaller steps where the room is better spent on rows: decoding pays off by the row.
+        if prefill_tokens // 2 < max_positions or tokens >= min(wanted, 64) * _USUAL_TOKENS:
+            break
+        prefill_tokens //= 2
+    if tokens < max_positions:
+        needed = weight_bytes + work_bytes + _CONTEXT_BYTES + (max_positions + PREFIX_CACHE_TOKENS + 1) * per_token
+        raise ConfigurationError(
+            f"the model does not fit: it needs {_gb(needed)} on {device} to answer one record of {max_positions} tokens "
+            f"(weights {_gb(weight_bytes)}), and {_gb(budget)} may be used; give a higher gpu_memory, or use a larger device"
+        )
+    cache_tokens = min(tokens, wanted * max_positions)
+    rows = wanted if num_rows is not None else max(1, min(wanted, cache_tokens // _USUAL_TOKENS))
+    prefill_rows = max(1, prefill_tokens // (config.num_image_tokens + 1))
+    return MemoryPlan(
+        settings=RunnerSettings(
+            num_rows=rows,
+            cache_tokens=cache_tokens,
+            vision_images=images,
+            fixed_prefill=(prefill_tokens, prefill_rows) if is_invariant else None,
+        ),
+        prefill_rows=prefill_rows,
+        prefill_tokens=prefill_tokens,
+        weight_bytes=weight_bytes,
+        cache_bytes=(cache_tokens + PREFIX_CACHE_TOKENS + 1) * per_token,
+        work_bytes=work_bytes,
+        context_bytes=_CONTEXT_BYTES if is_gpu else 0,
+    )
+
+
+def _budget(device: torch.device, gpu_memory_gb: float | None, taken: int) -> int:
+    """Bytes that may be used, with those that are taken."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available * _SHARE_OF_FREE) + taken
+    free, _ = torch.cuda.mem_get_info(device)
+    # The context of this process is taken already, and counts as ours.
+    usable = int(free * _SHARE_OF_FREE) + _CONTEXT_BYTES + taken
+    if gpu_memory_gb is None:
+        return usable
+    if gpu_memory_gb * 1e9 > usable:
+        raise ConfigurationError(
+            f"gpu_memory {gpu_memory_gb:g}: {device} has {_gb(usable)} free, in GB of 10^9 bytes; give less, or leave it out to "
+            "use what is free"
+        )
+    return int(gpu_memory_gb * 1e9)
+
+
+def _num_parameters(config: YiVLConfig) -> int:
+    return sum(shape.numel() for shape in map(torch.Size, expected_shapes(config).values()))
+
+
+def _bytes_per_token(config: YiVLConfig, dtype: torch.dtype) -> int:
+    text = config.text_config
+    return KeyValueCache.bytes_per_token(
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_key_value_heads,
+        head_dim=text.hidden_size // text.num_attention_heads,
+        dtype=dtype,
+    )
+
+
+def _work_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int, num_rows: int) -> int:
+    """The largest step: an MLP of a prefill with its residual, or a layer of the tower beside embeddings and pixels."""
+    text, vision = config.text_config, config.vision_config
+    layers = prefill_tokens * (text.hidden_size + 3 * text.intermediate_size) * dtype.itemsize
+    pixels = images * 3 * vision.image_size**2 * (1 + 2 * 4 + dtype.itemsize)
+    tower = images * config.num_image_tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
+    embeds = 2 * prefill_tokens * text.hidden_size * dtype.itemsize
+    logits = num_rows * text.vocab_size * (dtype.itemsize + 4 + 4 + 1)
+    return max(layers, pixels + tower + embeds) + logits
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,393 @@
+"""ModelRunner: all that touches the device. It encodes images, computes prompts, gives each row its next token, and samples.
+
+What it is told to do it only orders from a GPU; results are looked at a step later, while the GPU computes the next one. Rows
+keep their last token, position and place in the cache on the device, so that a step needs nothing from the one before.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from yivl_core.inference.decoder import Decoder
+from yivl_core.inference.kv_cache import KeyValueCache
+from yivl_core.inference.layout import DecodeLayout, Padding, PrefillLayout, Segment, send
+from yivl_core.inference.operations import Operations, PlainOperations
+from yivl_core.inference.requests import NO_TOKEN, Answer, Request
+from yivl_core.inference.sampling import SamplingColumns, SamplingParams, mark_seen, sample
+from yivl_core.inference.scheduler import Generation
+from yivl_core.inference.slots import SlotAllocator
+from yivl_core.inference.vision import VisionEncoder
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
+from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.processing.image import ImagePreprocessor
+from yivl_core.processing.padding import UnpaddedPixels
+
+# A text before the first image that is shorter is computed with each prompt: its own step would cost more.
+MIN_PREFIX_TOKENS = 16
+PREFIX_CACHE_TOKENS = 1024
+_DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunningRequest:
+    """A request with its place.
+
+    Attributes:
+        answer: what was asked, and what has been written.
+        generation: where it stands.
+    """
+
+    answer: Answer
+    generation: Generation
+
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        return self.answer.request
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before the first image, which many prompts share; 0 where there are few."""
+        return self.generation.prompt_tokens - self.generation.new_tokens
+
+
+def prefix_length(request: Request) -> int:
+    """How many tokens at the start of a prompt are kept for other prompts that start with the same."""
+    places = np.flatnonzero(request.inputs.input_ids == IMAGE_TOKEN_INDEX)
+    length = int(places[0]) if len(places) else 0
+    return length if MIN_PREFIX_TOKENS <= length <= PREFIX_CACHE_TOKENS else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """Tokens that were ordered.
+
+    Attributes:
+        running: the requests that they belong to.
+        token_ids: int64, on the host as soon as `ready` has come; `NO_TOKEN` where logits were no finite numbers.
+        logprobs: float32, the same; None where nobody asked.
+        ready: when; None: now.
+    """
+
+    running: Sequence[RunningRequest]
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor | None
+    ready: torch.cuda.Event | None = None
+
+    def wait(self) -> tuple[list[int], list[float] | None]:
+        """The tokens and their log-probabilities; this is where a GPU is waited for."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        num_rows = len(self.running)
+        return self.token_ids[:num_rows].tolist(), None if self.logprobs is None else self.logprobs[:num_rows].tolist()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSettings:
+    """Sizes of a runner.
+
+    Attributes:
+        num_rows: most requests that run at a time.
+        cache_tokens: tokens of their keys and values.
+        vision_images: most images that the tower reads at a time.
+        fixed_prefill: tokens and prompts that every prefill is filled up to; images and rows are filled up too then. All matrix
+            products have one size each, so a request gets the same tokens whatever runs beside it. None: nothing is filled up.
+    """
+
+    num_rows: int
+    cache_tokens: int
+    vision_images: int = 16
+    fixed_prefill: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A decode step for a number of rows, recorded once and replayed; it reads and writes the same memory each time."""
+
+    rows: torch.Tensor
+    graph: "torch.cuda.CUDAGraph"
+    logits: torch.Tensor
+    token_ids: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Prefixes:
+    """Starts of prompts whose keys and values are kept, in a part of the cache that is theirs."""
+
+    slots: SlotAllocator
+    places: OrderedDict[bytes, tuple[int, int]] = field(default_factory=OrderedDict)  # tokens -> start, length
+
+    def find(self, token_ids: bytes) -> tuple[int, int] | None:
+        if token_ids not in self.places:
+            return None
+        self.places.move_to_end(token_ids)
+        return self.places[token_ids]
+
+    def make_room(self, token_ids: bytes, length: int) -> int:
+        """The start of a stretch for these; those that were not used for longest give way."""
+        start = self.slots.take(length)
+        while start is None:
+            self.slots.give_back(*self.places.popitem(last=False)[1])
+            start = self.slots.take(length)
+        self.places[token_ids] = start, length
+        return start
+
+
+class ModelRunner:
+    """A model on a device, with its key-value cache.
+
+    Args:
+        model: the model of record, with or without a plain LoRA; it is emptied.
+        preprocessor: of its checkpoint.
+        settings: sizes.
+
+    Attributes:
+        decoder: of the model.
+        lag: how many steps later than ordered a result had better be looked at.
+        num_rows, cache_tokens: as in the settings.
+        max_positions: the model's.
+    """
+
+    def __init__(self, model: YiVLForConditionalGeneration, preprocessor: ImagePreprocessor, settings: RunnerSettings) -> None:
+        weight = model.lm_head.weight if hasattr(model.lm_head, "weight") else model.model.language_model.embed_tokens.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.num_rows, self.cache_tokens = settings.num_rows, settings.cache_tokens
+        config = model.config.text_config
+        self.max_positions: int = config.max_position_embeddings
+        self.lag = 1 if self.device.type == "cuda" else 0
+        operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
+        self._has_graphs = not isinstance(operations, PlainOperations)
+        self._vision_images = settings.vision_images
+        self._preprocessor = preprocessor
+        self._num_image_tokens: int = model.config.num_image_tokens
+        self._vision = VisionEncoder(model, operations)
+        self.decoder = Decoder(model, operations)
+        # Behind the slots stand the kept prefixes, and one token for rows that are there to fill a batch.
+        self._cache = KeyValueCache(
+            num_layers=self.decoder.num_layers,
+            num_heads=self.decoder.num_key_value_heads,
+            head_dim=self.decoder.head_dim,
+            num_tokens=self.cache_tokens + PREFIX_CACHE_TOKENS + 1,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what joining the layers' weights has left behind
+        self._padding = None
+        if settings.fixed_prefill is not None:
+            num_tokens, num_prompts = settings.fixed_prefill
+            self._padding = Padding(num_tokens=num_tokens, num_prompts=num_prompts, cache_row=self._cache.num_tokens - 1)
+        self._prefixes = _Prefixes(SlotAllocator(PREFIX_CACHE_TOKENS))
+        self._token_ids, self._positions, self._starts = torch.zeros(3, self.num_rows + 1, dtype=torch.int64, device=self.device)
+        self._starts[-1] = self._cache.num_tokens - 1
+        self._seen: torch.Tensor | None = None
+        self._columns: tuple[tuple[SamplingParams, ...], SamplingColumns] | None = None
+        self._graphs: dict[int, _Graph] = {}
+        self._pool: Any = None
+
+    @torch.inference_mode()
+    def prefill(self, running: Sequence[RunningRequest]) -> StepResult:
+        """Orders prompts to be computed, and the first token of each answer."""
+        sources, targets = zip(*(self._prefix_places(each) for each in running), strict=True)
+        self._cache.copy(send(np.concatenate(sources), self.device), send(np.concatenate(targets), self.device))
+        segments = [
+            Segment(
+                start=each.generation.start,
+                num_cached=each.prefix_length,
+                num_tokens=each.generation.prompt_tokens,
+            )
+            for each in running
+        ]
+        layout = PrefillLayout.of(segments, self.device, self._padding)
+        input_ids = np.concatenate([each.request.inputs.input_ids[each.prefix_length :] for each in running])
+        logits = self.decoder.prefill(self._embed(input_ids, running), layout, self._cache)[: len(running)]
+        rows = send(np.array([each.generation.row for each in running]), self.device)
+        self._positions[rows] = send(np.array([each.generation.prompt_tokens for each in running]), self.device)
+        self._starts[rows] = send(np.array([each.generation.start for each in running]), self.device)
+        self._mark_prompts(running)
+        return self._choose(running, logits, rows)
+
+    @torch.inference_mode()
+    def decode(self, running: Sequence[RunningRequest]) -> StepResult:
+        """Orders the next token of each of these."""
+        if not self._has_graphs:
+            return self._decode_at_once(running)
+        graph = self._graph(len(running))
+        graph.rows.copy_(send(self._rows_of(running, len(graph.rows)), self.device), non_blocking=True)
+        graph.graph.replay()
+        if all(_is_plain(each.request) for each in running):
+            return self._result(running, graph.token_ids[: len(running)], None)
+        return self._choose(running, graph.logits[: len(running)], graph.rows[: len(running)])
+
+    def _decode_at_once(self, running: Sequence[RunningRequest]) -> StepResult:
+        size = len(running) if self._padding is None else self.num_rows
+        rows = send(self._rows_of(running, size), self.device)
+        on_host = None
+        if self.device.type != "cuda":
+            # The token that is read has been ordered in the step before, so one less than is scheduled now is in the answer.
+            on_host = [
+                (each.generation.start, each.generation.prompt_tokens + each.generation.num_scheduled - 1) for each in running
+            ]
+            on_host += [(self._cache.num_tokens - 1, 1)] * (size - len(running))
+        return self._choose(running, self._decode(rows, on_host)[: len(running)], rows[: len(running)])
+
+    def _rows_of(self, running: Sequence[RunningRequest], size: int) -> npt.NDArray[np.int64]:
+        """Their rows, filled up with the one that belongs to nobody."""
+        rows = np.full(size, self.num_rows)
+        rows[: len(running)] = [each.generation.row for each in running]
+        return rows
+
+    def _decode(self, rows: torch.Tensor, on_host: Sequence[tuple[int, int]] | None) -> torch.Tensor:
+        """Logits of one more token for each of the rows, whose positions move on."""
+        layout = DecodeLayout(
+            positions=self._positions[rows], starts=self._starts[rows], on_host=on_host, max_keys=self.max_positions
+        )
+        logits = self.decoder.decode(self._token_ids[rows], layout, self._cache)
+        self._positions[rows] = torch.where(rows == self.num_rows, 0, layout.positions + 1)
+        return logits
+
+    def _graph(self, num_rows: int) -> _Graph:
+        """The step for at least so many rows; it is recorded when it is first wanted."""
+        sizes = (size for size in _DECODE_ROWS if num_rows <= size <= self.num_rows)
+        size = next(sizes, self.num_rows) if self._padding is None else self.num_rows
+        if size not in self._graphs:
+            self._graphs[size] = self._record(size)
+        return self._graphs[size]
+
+    def _record(self, size: int) -> _Graph:
+        rows = torch.full((size,), self.num_rows, device=self.device)
+
+        def step() -> tuple[torch.Tensor, torch.Tensor]:
+            logits = self._decode(rows, None)
+            token_ids = greedy(logits)
+            self._token_ids[rows] = token_ids.clamp(min=0)
+            return logits, token_ids
+
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            step()  # what is set up at a first call cannot be recorded
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits, token_ids = step()
+        self._pool = graph.pool()
+        return _Graph(rows=rows, graph=graph, logits=logits, token_ids=token_ids)
+
+    def _prefix_places(self, running: RunningRequest) -> tuple[npt.NDArray[np.int64], ...]:
+        """Where the shared start of a prompt stands and where it is copied to; it is computed where it is new."""
+        length = running.prefix_length
+        if not length:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        input_ids = running.request.inputs.input_ids[:length]
+        found = self._prefixes.find(input_ids.tobytes())
+        if found is None:
+            start = self.cache_tokens + self._prefixes.make_room(input_ids.tobytes(), length)
+            segment = Segment(start=start, num_cached=0, num_tokens=length)
+            layout = PrefillLayout.of([segment], self.device, self._padding)
+            self.decoder.prefill(self._embed(input_ids, []), layout, self._cache)
+        else:
+            start = self.cache_tokens + found[0]
+        return np.arange(start, start + length), np.arange(running.generation.start, running.generation.start + length)
+
+    def _embed(self, input_ids: npt.NDArray[np.int64], running: Sequence[RunningRequest]) -> torch.Tensor:
+        """Embeddings `[S, D]` of the tokens, with image features in their places, and of what fills up."""
+        places = np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)
+        token_ids = np.where(input_ids == IMAGE_TOKEN_INDEX, 0, input_ids)
+        if self._padding is not None:
+            token_ids = np.concatenate([token_ids, np.zeros(self._padding.num_tokens - len(token_ids), dtype=np.int64)])
+        embeds = self.decoder.embedding[send(token_ids, self.device)]
+        if not len(places):
+            return embeds
+        pixels = UnpaddedPixels.joined([each.request.inputs.pixels for each in running])
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device)
+        squares = pixels.squares()
+        features = [
+            self._encode(squares[start : start + self._vision_images]) for start in range(0, len(squares), self._vision_images)
+        ]
+        return embeds.index_copy_(0, send(places, self.device), torch.cat(features).flatten(0, 1))
+
+    def _encode(self, squares: torch.Tensor) -> torch.Tensor:
+        """Features `[N, P, D]` of squares of pixels, uint8 `[N, H, W, 3]`."""
+        num_images = len(squares)
+        if self._padding is not None:
+            squares = torch.cat([squares, squares.new_zeros(self._vision_images - num_images, *squares.shape[1:])])
+        return self._vision(self._preprocessor.normalise(squares).to(self.dtype))[:num_images]
+
+    def _mark_prompts(self, running: Sequence[RunningRequest]) -> None:
+        """Notes which tokens prompts hold, for those that want repetition penalised."""
+        for each in running:
+            if each.request.params.repetition_penalty == 1:
+                continue
+            if self._seen is None:
+                self._seen = torch.zeros(self.num_rows + 1, self.decoder.vocab_size, dtype=torch.bool, device=self.device)
+            self._seen[each.generation.row] = False
+            mark_seen(self._seen, each.generation.row, each.request.inputs.input_ids.tolist())
+
+    def _choose(self, running: Sequence[RunningRequest], logits: torch.Tensor, rows: torch.Tensor) -> StepResult:
+        """The next token of each row from its logits `[B, V]`, whatever it has asked for."""
+        if all(_is_plain(each.request) for each in running):
+            token_ids = greedy(logits)
+            self._token_ids[rows] = token_ids.clamp(min=0)
+            return self._result(running, token_ids, None)
+        columns = self._columns_of([each.request.params for each in running])
+        numbers = None
+        if columns.temperature is not None:
+            numbers = send(np.array([each.answer.draw() for each in running]), self.device)
+        seen = None if columns.repetition_penalty is None or self._seen is None else self._seen[rows]
+        logits = logits.float()
+        is_finite = logits.isfinite().all(dim=-1)  # [B]
+        logits = logits.masked_fill(~is_finite[:, None], 0.0)
+        token_ids = sample(logits, columns, numbers, seen)  # [B]
+        self._token_ids[rows] = token_ids
+        if self._seen is not None:
+            self._seen[rows, token_ids] = True
+        logprobs = None
+        if any(each.request.with_logprobs for each in running):
+            logprobs = logits.log_softmax(dim=-1).gather(-1, token_ids[:, None]).squeeze(-1)
+        return self._result(running, torch.where(is_finite, token_ids, NO_TOKEN), logprobs)
+
+    def _columns_of(self, params: Sequence[SamplingParams]) -> SamplingColumns:
+        """The columns of these params; made again only where they differ from the last."""
+        key = tuple(params)
+        if self._columns is None or self._columns[0] != key:
+            self._columns = key, SamplingColumns.of(key, self.decoder.vocab_size, self.device)
+        return self._columns[1]
+
+    def _result(self, running: Sequence[RunningRequest], token_ids: torch.Tensor, logprobs: torch.Tensor | None) -> StepResult:
+        if self.device.type != "cuda":
+            return StepResult(running=running, token_ids=token_ids, logprobs=logprobs)
+        on_host = torch.empty(len(token_ids), dtype=torch.int64, pin_memory=True).copy_(token_ids, non_blocking=True)
+        logprobs_on_host = None
+        if logprobs is not None:
+            logprobs_on_host = torch.empty(len(logprobs), pin_memory=True).copy_(logprobs, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return StepResult(running=running, token_ids=on_host, logprobs=logprobs_on_host, ready=ready)
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """The likeliest token of each row, int64 `[B]`, the first of equals; `NO_TOKEN` where logits are no finite numbers."""
+    logits = logits.float()
+    return torch.where(logits.isfinite().all(dim=-1), logits.argmax(dim=-1), NO_TOKEN)
+
+
+def choose_operations(device: torch.device, dtype: torch.dtype, head_dim: int) -> Operations:
+    """The fastest operations that a device has for a dtype and a width of heads."""
+    has_kernels = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if has_kernels and dtype in (torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128, 256):
+        from yivl_core.inference.kernels import KernelOperations  # needs Triton, which comes with a GPU build of torch
+
+        return KernelOperations()
+    return PlainOperations()
+
+
+def _is_plain(request: Request) -> bool:
+    params = request.params
+    return params.is_greedy and params.repetition_penalty == 1 and not request.with_logprobs
