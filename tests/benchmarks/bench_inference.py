@@ -57,7 +57,7 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats()
         plan = plan_memory(
             model.config, dtype, torch.device("cuda"), num_rows=arguments.batch_size, gpu_memory_gb=arguments.gpu_memory,
-            is_invariant=arguments.batch_invariant, is_loaded=True,
+            is_invariant=arguments.batch_invariant, is_fp8=arguments.fp8, is_loaded=True,
         )  # fmt: skip
         print(json.dumps({"plan": str(plan)}), flush=True)
         engine = make_engine(model, processor, plan)
@@ -88,6 +88,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--gpu-memory", type=float, help="GB of 10^9 bytes")
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--fp8", action="store_true", help="8-bit matrix products")
     parser.add_argument("--verify-invariance", type=int, default=0, help="records to answer in several ways")
     parser.add_argument("--generate-batches", type=int, nargs="*", default=[64, 128])
     parser.add_argument("--repeats", type=int, default=2)
@@ -136,6 +137,8 @@ def _measure_engine(
         "prefills": engine.counts.num_prefills,
         "decodes": engine.counts.num_decodes,
         "waited for images, s": engine.counts.waited_s,
+        "waited for the GPU, s": engine.counts.device_s,
+        "took, s": seconds,
     }
 
 

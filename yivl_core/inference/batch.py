@@ -248,7 +248,11 @@ def _fingerprint(
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
         "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
-        "numerics": {"dtype": _name(dtype), "device": device.type, "batch_invariant": config.batch_invariant},
+        "numerics": {
+            "dtype": _name(dtype),
+            "device": device.type,
+            **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
+        },
     }
 
 

@@ -55,6 +55,13 @@ class EngineSettings(BaseModel):
         default=False,
         description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower",
     )
+    attention: Literal["auto", "sdpa"] = Field(
+        default="auto",
+        description="sdpa: plain PyTorch in place of the engine's own GPU kernels, as on GPUs that cannot run them",
+    )
+    quantization: Literal["none", "fp8"] = Field(
+        default="none", description="fp8: matrix products of all layers in 8 bits, on a GPU that has them; faster, less exact"
+    )
 
 
 class InferenceConfig(DecodingSettings, EngineSettings, InputSource):

@@ -8,6 +8,7 @@ Shapes: S tokens, D width, V vocabulary, N prompts, B rows, H query heads, G key
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.activations import ACT2FN
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.layout import DecodeLayout, PrefillLayout
 from yivl_core.inference.linear import FusedLinear
-from yivl_core.inference.operations import Operations
+from yivl_core.inference.operations import Operations, Quantised
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 
 
@@ -33,6 +34,11 @@ class _Layer:
     gate_up: FusedLinear
     down: FusedLinear
 
+    @property
+    def takes_fp8(self) -> bool:
+        """Whether all that reads the first norm had better read it in 8 bits."""
+        return self.qkv.takes_fp8 and (self.queries is None or self.queries.takes_fp8)
+
 
 class Decoder:
     """Embedding, layers and head of a model, which is emptied of them.
@@ -40,9 +46,10 @@ class Decoder:
     Args:
         model: the model of record, with or without a plain LoRA, in evaluation mode.
         operations: how what lies between the matrix products is done.
+        is_fp8: whether the layers' matrix products are in 8 bits.
     """
 
-    def __init__(self, model: YiVLForConditionalGeneration, operations: Operations) -> None:
+    def __init__(self, model: YiVLForConditionalGeneration, operations: Operations, *, is_fp8: bool = False) -> None:
         decoder, config = model.model.language_model, model.config.text_config
         self._operations = operations
         self._epsilon: float = config.rms_norm_eps
@@ -54,7 +61,7 @@ class Decoder:
         self._rotation = _rotation(decoder.rotary_emb, config.max_position_embeddings, self.embedding.device)
         self._activation = _activation(config.hidden_act)
         last = len(decoder.layers) - 1
-        self._layers = [_fused(layer, is_last=number == last) for number, layer in enumerate(decoder.layers)]
+        self._layers = [_fused(layer, is_last=number == last, is_fp8=is_fp8) for number, layer in enumerate(decoder.layers)]
         self._head = FusedLinear(model.lm_head)
 
     @property
@@ -74,14 +81,15 @@ class Decoder:
             Logits after the last token of each prompt, `[N, V]`.
         """
         operations, hidden = self._operations, embeds
+        pending: torch.Tensor | None = None
         for layer, keys, values in zip(self._layers[:-1], cache.keys[:-1], cache.values[:-1], strict=True):
-            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon, pending, is_fp8=layer.takes_fp8)
             queries = operations.rotate_and_store(
                 layer.qkv(normed), self._rotation, layout.position_ids, layout.store_rows, keys, values
             )
             attended = operations.prefill_attention(queries, keys, values, layout, is_last=False)
-            hidden = self._finish_layer(layer, hidden, attended)
-        return self._last_of_prefill(hidden, layout, cache.keys[-1], cache.values[-1])
+            hidden, pending = self._finish_layer(layer, hidden, attended)
+        return self._last_of_prefill(hidden, pending, layout, cache.keys[-1], cache.values[-1])
 
     def decode(self, token_ids: torch.Tensor, layout: DecodeLayout, cache: KeyValueCache) -> torch.Tensor:
         """Computes one token for each row and stores its key and value.
@@ -95,58 +103,66 @@ class Decoder:
             Logits after them, `[B, V]`.
         """
         operations, hidden = self._operations, self.embedding[token_ids]  # [B, D]
+        pending: torch.Tensor | None = None
         store_rows = layout.starts + layout.positions
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon, pending, is_fp8=layer.takes_fp8)
             qkv = layer.qkv(normed)
             if layer.queries is not None:
                 qkv = torch.cat([layer.queries(normed), qkv], dim=-1)
             queries = operations.rotate_and_store(qkv, self._rotation, layout.positions, store_rows, keys, values)
-            hidden = self._finish_layer(layer, hidden, operations.decode_attention(queries, keys, values, layout))
-        return self._logits(hidden)
+            attended = operations.decode_attention(queries, keys, values, layout)
+            hidden, pending = self._finish_layer(layer, hidden, attended)
+        return self._logits(hidden, pending)
 
     def _last_of_prefill(
-        self, hidden: torch.Tensor, layout: PrefillLayout, keys: torch.Tensor, values: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        pending: torch.Tensor | None,
+        layout: PrefillLayout,
+        keys: torch.Tensor,
+        values: torch.Tensor,
     ) -> torch.Tensor:
         """The last layer: keys and values of all tokens, everything else for the last token of each prompt."""
         layer, operations = self._layers[-1], self._operations
         assert layer.queries is not None
-        normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon)
+        normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon, pending, is_fp8=layer.takes_fp8)
         operations.rotate_and_store(layer.qkv(normed), self._rotation, layout.position_ids, layout.store_rows, keys, values)
-        queries = layer.queries(normed[layout.last]).unflatten(-1, (-1, self.head_dim))  # [N, H, E]
+        last = normed.rows(layout.last) if isinstance(normed, Quantised) else normed[layout.last]
+        queries = layer.queries(last).unflatten(-1, (-1, self.head_dim))  # [N, H, E]
         queries = operations.rotate(queries, self._rotation, layout.position_ids[layout.last])
         attended = operations.prefill_attention(queries, keys, values, layout, is_last=True)
-        return self._logits(self._finish_layer(layer, hidden[layout.last], attended))
+        return self._logits(*self._finish_layer(layer, hidden[layout.last], attended))
 
-    def _finish_layer(self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden = _added(layer.output, hidden, attended.flatten(-2))
-        gate_up = layer.gate_up(self._operations.rms_norm(hidden, layer.mlp_norm, self._epsilon))
+    def _finish_layer(
+        self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What comes after attention; the sum is returned as `FusedLinear.add_to` does."""
+        operations = self._operations
+        hidden, pending = layer.output.add_to(hidden, attended.flatten(-2))
+        gate_up = layer.gate_up(
+            operations.rms_norm(hidden, layer.mlp_norm, self._epsilon, pending, is_fp8=layer.gate_up.takes_fp8)
+        )
         if self._activation is None:
-            return _added(layer.down, hidden, self._operations.silu_product(gate_up))
+            return layer.down.add_to(hidden, operations.silu_product(gate_up, is_fp8=layer.down.takes_fp8))
         gate, up = gate_up.chunk(2, dim=-1)
-        return _added(layer.down, hidden, self._activation(gate) * up)
+        return layer.down.add_to(hidden, self._activation(gate) * up)
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head(self._operations.rms_norm(hidden, self._final_norm, self._epsilon))
-
-
-def _added(linear: FusedLinear, hidden: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """The sum with its bias, which Yi does not have."""
-    added = linear.add_to(hidden, inputs)
-    return added if linear.pending_bias is None else added.add_(linear.pending_bias)
+    def _logits(self, hidden: torch.Tensor, pending: torch.Tensor | None) -> torch.Tensor:
+        return self._head(self._operations.rms_norm(hidden, self._final_norm, self._epsilon, pending))
 
 
-def _fused(layer: Any, *, is_last: bool) -> _Layer:
+def _fused(layer: Any, *, is_last: bool, is_fp8: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    pair = (attention.k_proj, attention.v_proj)
+    pair, joined = (attention.k_proj, attention.v_proj), partial(FusedLinear, is_fp8=is_fp8)
     return _Layer(
         input_norm=layer.input_layernorm.weight.detach(),
-        queries=FusedLinear(attention.q_proj) if is_last else None,
-        qkv=FusedLinear(*pair) if is_last else FusedLinear(attention.q_proj, *pair),
-        output=FusedLinear(attention.o_proj),
+        queries=joined(attention.q_proj) if is_last else None,
+        qkv=joined(*pair) if is_last else joined(attention.q_proj, *pair),
+        output=joined(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=FusedLinear(mlp.gate_proj, mlp.up_proj),
-        down=FusedLinear(mlp.down_proj),
+        gate_up=joined(mlp.gate_proj, mlp.up_proj),
+        down=joined(mlp.down_proj),
     )
 
 

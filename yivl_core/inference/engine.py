@@ -5,10 +5,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from yivl_core.inference.requests import Answer, Completion, Request
+from yivl_core.inference.requests import NO_TOKEN, Answer, Completion, Request
 from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult, prefix_length
 from yivl_core.inference.scheduler import Decode, Generation, Prefill, Scheduler
 from yivl_core.processing.tokenization import Tokenizer
@@ -41,6 +41,7 @@ class EngineCounts:
         num_decoded_rows: rows of all decodes together.
         num_tokens: tokens of answers.
         waited_s: seconds in which the next request was waited for, and nothing was ordered.
+        device_s: seconds in which results of the device were waited for: where that is most of the time, nothing else is slow.
     """
 
     num_prefills: int = 0
@@ -48,6 +49,7 @@ class EngineCounts:
     num_decoded_rows: int = 0
     num_tokens: int = 0
     waited_s: float = 0.0
+    device_s: float = 0.0
 
 
 class InferenceEngine:
@@ -82,7 +84,7 @@ class InferenceEngine:
         steps = self.counts.num_decodes * self.runner.num_rows
         return self.counts.num_decoded_rows / steps if steps else 0.0
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+    def generate(self, requests: Iterable[Request]) -> Generator[tuple[int, Completion | None]]:
         """Answers as they end.
 
         Args:
@@ -95,31 +97,32 @@ class InferenceEngine:
             if update.is_finished:
                 yield update.number, update.completion
 
-    def stream(self, request: Request) -> Iterator[Update]:
+    def stream(self, request: Request) -> Generator[Update]:
         """News of one request as they come; the last holds the answer."""
         return (update for update in self.run([request]) if update.text or update.is_finished)
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Update]:
+    def run(self, requests: Iterable[Request]) -> Generator[Update]:
         """News of all requests as they come. Whoever stops listening gives up what has not ended."""
+        assert not self._running, "an engine answers one batch or stream at a time"
         source = enumerate(requests)
+        self._scheduler.is_input_over = False
         try:
-            is_more = True
-            while is_more or self._running:
-                is_more = is_more and self._take(source)
+            while self._running or not self._scheduler.is_input_over:
+                self._take(source)
                 yield from self._step()
         finally:
             self._give_up()
 
-    def _take(self, source: Iterator[tuple[int, Request]]) -> bool:
-        """Takes as many requests as the next step would look at; whether there may be more."""
-        while self._scheduler.num_wanted:
+    def _take(self, source: Iterator[tuple[int, Request]]) -> None:
+        """Takes as many requests as the next step would look at."""
+        while self._scheduler.num_wanted and not self._scheduler.is_input_over:
             started = time.perf_counter()
             item = next(source, None)
             self.counts.waited_s += time.perf_counter() - started
             if item is None:
-                return False
-            self._add(*item)
-        return True
+                self._scheduler.is_input_over = True
+            else:
+                self._add(*item)
 
     def _add(self, number: int, request: Request) -> None:
         answer = Answer(request, self._tokenizer, self.runner.max_positions)
@@ -130,8 +133,8 @@ class InferenceEngine:
             new_tokens=prompt_tokens - prefix_length(request),
             max_new_tokens=answer.max_new_tokens,
         )
-        self._running[number] = RunningRequest(answer=answer, generation=generation)
         self._scheduler.add(generation)
+        self._running[number] = RunningRequest(answer=answer, generation=generation)
 
     def _step(self) -> Iterator[Update]:
         """Orders a step, then looks at the one before it, or at this one where nothing runs beside."""
@@ -153,13 +156,15 @@ class InferenceEngine:
         return [self._running[generation.number] for generation in generations]
 
     def _look_at(self, result: StepResult) -> Iterator[Update]:
+        started = time.perf_counter()
         token_ids, logprobs = result.wait()
+        self.counts.device_s += time.perf_counter() - started
         for place, (running, token_id) in enumerate(zip(result.running, token_ids, strict=True)):
             if not running.generation.is_running:
                 continue  # it had ended when this token was ordered
             text = running.answer.append(token_id, logprobs[place] if logprobs else None)
             is_finished = running.answer.is_finished
-            self.counts.num_tokens += 1
+            self.counts.num_tokens += token_id != NO_TOKEN
             if is_finished:
                 self._scheduler.finish(running.generation)
                 del self._running[running.generation.number]

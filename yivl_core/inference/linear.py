@@ -13,6 +13,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn import functional
 
+from yivl_core.inference.operations import Activations, Quantised
+
 _ADAPTER = "default"
 
 
@@ -23,9 +25,10 @@ class FusedLinear:
 
     Args:
         layers: plain ones, or with a plain LoRA on them as PEFT puts it (`is_plain_lora`).
+        is_fp8: whether weights, and inputs on their way, are rounded to float8_e4m3fn, each row by its own scale; on a GPU alone.
     """
 
-    def __init__(self, *layers: nn.Module) -> None:
+    def __init__(self, *layers: nn.Module, is_fp8: bool = False) -> None:
         plain = [_plain(layer) for layer in layers]
         self.num_inputs = plain[0].in_features
         self.num_outputs = sum(layer.out_features for layer in plain)
@@ -34,42 +37,40 @@ class FusedLinear:
         weight = plain[0].weight.detach() if len(plain) == 1 else torch.cat([layer.weight.detach() for layer in plain])
         for layer in plain:
             layer.weight = None  # type: ignore[assignment]
-        if weight.is_cuda and len(plain) > 1:
+        self._product = _choose_product(weight, self.bias, is_fp8=is_fp8)
+        if weight.is_cuda and (is_fp8 or len(plain) > 1):
+            del weight
             torch.cuda.empty_cache()  # else the places of the single weights stay, and are too small for joined ones
-        self._packed = _pack(weight)
-        self.weight = weight if self._packed is None else None  # [N, K]
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Outputs `[..., N]` of inputs `[..., K]`."""
-        if self._packed is not None:
-            return self._adapted(inputs, _packed_linear(inputs, self._packed, self.bias, "none", [], ""))
-        assert self.weight is not None
-        return self._adapted(inputs, functional.linear(inputs, self.weight, self.bias))
-
-    def gelu(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The exact GELU of the outputs."""
-        if self._packed is None or self.lora_a is not None:
-            return functional.gelu(self(inputs))
-        return _packed_linear(inputs, self._packed, self.bias, "gelu", [], "none")
 
     @property
-    def pending_bias(self) -> torch.Tensor | None:
-        """The bias `[N]` that `add_to` leaves to whoever reads the sum next, and thus saves a pass over memory; None: nothing."""
-        return self.bias if self._packed is None else None
+    def takes_fp8(self) -> bool:
+        """Whether inputs had better come in 8 bits already."""
+        return isinstance(self._product, _Float8Product) and self.lora_a is None
 
-    def add_to(self, residual: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """`residual` `[S, N]` plus the outputs of inputs `[S, K]` but for `pending_bias`; `residual` itself may be changed."""
-        if self._packed is not None:
-            return self._adapted(
-                inputs, torch.ops.mkldnn._linear_pointwise.binary(inputs, residual, self._packed, self.bias, "add")
-            )
-        assert self.weight is not None
-        residual.addmm_(inputs, self.weight.t())
-        return self._adapted(inputs, residual)
+    def __call__(self, inputs: Activations) -> torch.Tensor:
+        """Outputs `[..., N]` of inputs `[..., K]`."""
+        return self._adapted(inputs, self._product(inputs))
 
-    def _adapted(self, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    def gelu(self, inputs: Activations) -> torch.Tensor:
+        """The exact GELU of the outputs."""
+        if self.lora_a is not None:
+            return functional.gelu(self(inputs))
+        return self._product.gelu(inputs)
+
+    def add_to(self, residual: torch.Tensor, inputs: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The sum of `residual` `[S, N]` and the outputs of inputs `[S, K]`, in two parts.
+
+        Returns:
+            What is added already, in which `residual` itself may have been changed; and what is still to be added, `[N]` or
+            `[S, N]`, or None. Whoever reads the sum next adds it, which saves a pass over memory.
+        """
+        added, pending = self._product.add_to(residual, inputs)
+        return self._adapted(inputs, added), pending
+
+    def _adapted(self, inputs: Activations, outputs: torch.Tensor) -> torch.Tensor:
         if self.lora_a is None or self.lora_b is None:
             return outputs
+        assert isinstance(inputs, torch.Tensor), "adapters take no 8 bits"
         low = functional.linear(inputs, self.lora_a).flatten(0, -2)  # [S, R]
         outputs.view(-1, self.num_outputs).addmm_(low, self.lora_b.t())
         return outputs
@@ -126,15 +127,82 @@ def _half(layer: LoraLinear, name: str) -> torch.Tensor:
     return weight
 
 
-def _pack(weight: torch.Tensor) -> torch.Tensor | None:
-    """The weight in oneDNN's own order, which spares a CPU reordering it at each call; None where that is not to be had."""
+class _Product:
+    """Matrix product with a weight `[N, K]` as it is."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, inputs: Activations) -> torch.Tensor:
+        assert isinstance(inputs, torch.Tensor)
+        return functional.linear(inputs, self._weight, self._bias)
+
+    def gelu(self, inputs: Activations) -> torch.Tensor:
+        return functional.gelu(self(inputs))
+
+    def add_to(self, residual: torch.Tensor, inputs: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert isinstance(inputs, torch.Tensor)
+        return residual.addmm_(inputs, self._weight.t()), self._bias
+
+
+class _PackedProduct(_Product):
+    """With the weight in oneDNN's own order, so that a CPU need not reorder it at each call, and what follows in the product."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+
+    def __call__(self, inputs: Activations) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
+
+    def gelu(self, inputs: Activations) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "gelu", [], "none")
+
+    def add_to(self, residual: torch.Tensor, inputs: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.ops.mkldnn._linear_pointwise.binary(inputs, residual, self._weight, self._bias, "add"), None
+
+
+class _Float8Product(_Product):
+    """With weight and inputs in float8_e4m3fn: each output of the weight, and each token, has a scale of its own."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        from yivl_core.inference.kernels import quantise_rows
+
+        self._num_outputs, self._dtype = len(weight), weight.dtype
+        # The product wants multiples of 16 both ways; what is added is nought.
+        padded = functional.pad(weight, (0, 0, 0, -len(weight) % 16))
+        quantised = quantise_rows(padded)
+        self._scale = quantised.scale[None]  # [1, N]
+        super().__init__(quantised.values, None if bias is None else functional.pad(bias, (0, -len(bias) % 16)))
+
+    def __call__(self, inputs: Activations) -> torch.Tensor:
+        from yivl_core.inference.kernels import quantise_rows
+
+        quantised = inputs if isinstance(inputs, Quantised) else quantise_rows(inputs.flatten(0, -2))
+        outputs = torch._scaled_mm(
+            quantised.values,
+            self._weight.t(),
+            scale_a=quantised.scale[:, None],
+            scale_b=self._scale,
+            bias=self._bias,
+            out_dtype=self._dtype,
+            use_fast_accum=True,
+        )
+        outputs = outputs[:, : self._num_outputs].contiguous()
+        return outputs if isinstance(inputs, Quantised) else outputs.unflatten(0, inputs.shape[:-1])
+
+    def add_to(self, residual: torch.Tensor, inputs: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return residual, self(inputs)
+
+
+def _choose_product(weight: torch.Tensor, bias: torch.Tensor | None, *, is_fp8: bool) -> _Product:
+    """The fastest that a weight's device has for its dtype."""
+    if is_fp8:
+        return _Float8Product(weight, bias)
+    return _PackedProduct(weight, bias) if _can_be_packed(weight) else _Product(weight, bias)
+
+
+def _can_be_packed(weight: torch.Tensor) -> bool:
     operators = torch.ops.mkldnn
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(operators, "_linear_pointwise"):
-        return None
-    if weight.dtype is torch.float32 or (weight.dtype is torch.bfloat16 and operators._is_mkldnn_bf16_supported()):
-        return operators._reorder_linear_weight(weight)
-    return None
-
-
-def _packed_linear(*arguments: object) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(*arguments)
+        return False
+    return weight.dtype is torch.float32 or (weight.dtype is torch.bfloat16 and operators._is_mkldnn_bf16_supported())

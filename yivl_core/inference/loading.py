@@ -60,6 +60,8 @@ def load_engine(
         num_rows=settings.batch_size,
         gpu_memory_gb=settings.gpu_memory,
         is_invariant=settings.batch_invariant,
+        is_fp8=settings.quantization == "fp8",
+        is_plain=settings.attention == "sdpa",
     )
     model = load_model(base, dtype=dtype, device=device)
     if adapter:

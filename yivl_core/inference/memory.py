@@ -6,6 +6,7 @@ takes. GB are 10^9 bytes.
 Shapes: D width of the decoder, F width of its MLP, V vocabulary, C width of the tower, P patches.
 """
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -23,7 +24,7 @@ _CPU_ROWS = 32
 _PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
 _VISION_IMAGES = 16
 # The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
-_CONTEXT_BYTES = 700_000_000
+_CONTEXT_BYTES = 850_000_000
 # Of the free memory, what is left to others and to the allocator's rounding.
 _SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
@@ -71,6 +72,8 @@ def plan_memory(
     num_rows: int | None = None,
     gpu_memory_gb: float | None = None,
     is_invariant: bool = False,
+    is_fp8: bool = False,
+    is_plain: bool = False,
     is_loaded: bool = False,
 ) -> MemoryPlan:
     """The sizes for a model.
@@ -82,15 +85,24 @@ def plan_memory(
         num_rows: most requests at a time; None: what the device is good for.
         gpu_memory_gb: most memory to use, in GB of 10^9 bytes; None: what is free.
         is_invariant: whether every step has one size.
+        is_fp8: whether the layers' weights are rounded to 8 bits once they are loaded.
+        is_plain: whether to do without kernels.
         is_loaded: whether the model has taken its memory already.
 
     Raises:
-        ConfigurationError: the model with one request does not fit.
+        ConfigurationError: the model with one request does not fit, or the device has no 8-bit products.
     """
     is_gpu = device.type == "cuda"
+    if is_fp8 and is_plain:
+        raise ConfigurationError("quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa', or the quantization")
+    if is_fp8 and not (is_gpu and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16):
+        raise ConfigurationError(
+            f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {device}, "
+            f"{str(dtype).removeprefix('torch.')}); leave it out"
+        )
     wanted = num_rows or (MAX_ROWS if is_gpu else _CPU_ROWS)
-    weight_bytes = _num_parameters(config) * dtype.itemsize
-    budget = _budget(device, gpu_memory_gb, weight_bytes if is_loaded else 0)
+    loaded_bytes, weight_bytes = _weight_bytes(config, dtype, is_fp8=False), _weight_bytes(config, dtype, is_fp8=is_fp8)
+    budget = _budget(device, gpu_memory_gb, loaded_bytes if is_loaded else 0)
     max_positions: int = config.text_config.max_position_embeddings
     per_token = _bytes_per_token(config, dtype)
     prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
@@ -110,14 +122,19 @@ def plan_memory(
             f"(weights {_gb(weight_bytes)}), and {_gb(budget)} may be used; give a higher gpu_memory, or use a larger device"
         )
     cache_tokens = min(tokens, wanted * max_positions)
-    rows = wanted if num_rows is not None else max(1, min(wanted, cache_tokens // _USUAL_TOKENS))
     prefill_rows = max(1, prefill_tokens // (config.num_image_tokens + 1))
+    rows = wanted
+    if num_rows is None and cache_tokens < wanted * _USUAL_TOKENS:
+        rows = max(1, cache_tokens // _USUAL_TOKENS)
+        rows -= rows % prefill_rows if rows > prefill_rows else 0  # they are refilled in groups of that many
     return MemoryPlan(
         settings=RunnerSettings(
             num_rows=rows,
             cache_tokens=cache_tokens,
             vision_images=images,
             fixed_prefill=(prefill_tokens, prefill_rows) if is_invariant else None,
+            is_fp8=is_fp8,
+            is_plain=is_plain,
         ),
         prefill_rows=prefill_rows,
         prefill_tokens=prefill_tokens,
@@ -145,8 +162,15 @@ def _budget(device: torch.device, gpu_memory_gb: float | None, taken: int) -> in
     return int(gpu_memory_gb * 1e9)
 
 
-def _num_parameters(config: YiVLConfig) -> int:
-    return sum(shape.numel() for shape in map(torch.Size, expected_shapes(config).values()))
+def _weight_bytes(config: YiVLConfig, dtype: torch.dtype, *, is_fp8: bool) -> int:
+    """Bytes of all parameters; with 8 bits the layers' matrices have one a parameter, and a scale for each output."""
+
+    def size(name: str, shape: tuple[int, ...]) -> int:
+        if is_fp8 and len(shape) == 2 and ".layers." in name:
+            return math.prod(shape) + 4 * shape[0]
+        return math.prod(shape) * dtype.itemsize
+
+    return sum(size(name, shape) for name, shape in expected_shapes(config).items())
 
 
 def _bytes_per_token(config: YiVLConfig, dtype: torch.dtype) -> int:

@@ -5,6 +5,7 @@
 Shapes: S tokens, D width, F width of the MLP, H query heads, G key-value heads, E head width, T tokens of the cache, B rows.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,17 +15,55 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from yivl_core.inference.layout import DecodeLayout, PrefillLayout
 
 
-class Operations(Protocol):
-    """The operations, whichever way they are done."""
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Rows in 8 bits, each with a scale of its own.
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    Attributes:
+        values: float8_e4m3fn `[S, K]`, where K is a multiple of 16, filled up with noughts.
+        scale: float32 `[S]`, the factors that give the rows back.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> "Quantised":
+        """Some of the rows."""
+        # PyTorch has no indexing for 8-bit floats.
+        return Quantised(self.values.view(torch.uint8)[index].view(self.values.dtype), self.scale[index])
+
+
+Activations = torch.Tensor | Quantised
+
+
+class Operations(Protocol):
+    """The operations, whichever way they are done.
+
+    `pending` is what a matrix product has left to be added to `hidden`: `[S, D]`, or `[D]` for all rows, or None. The norms add
+    it first, for good. With `is_fp8` the result is rounded to 8 bits on its way out.
+    """
+
+    def rms_norm(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        pending: torch.Tensor | None = None,
+        *,
+        is_fp8: bool = False,
+    ) -> Activations:
         """Root mean square norm `[S, D]` of hidden `[S, D]` (Zhang and Sennrich, arXiv 1910.07467)."""
 
-    def layer_norm(self, hidden: torch.Tensor, norm: nn.LayerNorm, pending: torch.Tensor | None) -> torch.Tensor:
-        """Layer norm `[S, D]` (Ba et al., arXiv 1607.06450) of hidden `[S, D]`, first `pending` `[D]` is added to it for good."""
+    def layer_norm(
+        self, hidden: torch.Tensor, norm: nn.LayerNorm, pending: torch.Tensor | None = None, *, is_fp8: bool = False
+    ) -> Activations:
+        """Layer norm `[S, D]` (Ba et al., arXiv 1607.06450) of hidden `[S, D]`."""
 
-    def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def silu_product(self, gate_up: torch.Tensor, *, is_fp8: bool = False) -> Activations:
         """`silu(gate) * up` `[S, F]` of both side by side, `[S, 2 F]`."""
+
+    def gelu_fp8(self, inputs: torch.Tensor) -> Quantised:
+        """The exact GELU of inputs `[S, F]`, in 8 bits."""
 
     def rotate_and_store(
         self,
@@ -77,21 +116,40 @@ class Operations(Protocol):
 class PlainOperations:
     """The operations in plain PyTorch."""
 
-    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def rms_norm(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        pending: torch.Tensor | None = None,
+        *,
+        is_fp8: bool = False,
+    ) -> torch.Tensor:
         """As `Operations`."""
+        assert not is_fp8, "8 bits need kernels"
+        if pending is not None:
+            hidden += pending
         wide = hidden.float()
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)
         return weight * (wide * scale).to(hidden.dtype)
 
-    def layer_norm(self, hidden: torch.Tensor, norm: nn.LayerNorm, pending: torch.Tensor | None) -> torch.Tensor:
+    def layer_norm(
+        self, hidden: torch.Tensor, norm: nn.LayerNorm, pending: torch.Tensor | None = None, *, is_fp8: bool = False
+    ) -> torch.Tensor:
         """As `Operations`."""
+        assert not is_fp8, "8 bits need kernels"
         if pending is not None:
             hidden += pending
         normed: torch.Tensor = norm(hidden)
         return normed
 
-    def silu_product(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def gelu_fp8(self, inputs: torch.Tensor) -> Quantised:
         """As `Operations`."""
+        raise AssertionError("8 bits need kernels")
+
+    def silu_product(self, gate_up: torch.Tensor, *, is_fp8: bool = False) -> torch.Tensor:
+        """As `Operations`."""
+        assert not is_fp8, "8 bits need kernels"
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
 

@@ -97,12 +97,16 @@ class RunnerSettings:
         vision_images: most images that the tower reads at a time.
         fixed_prefill: tokens and prompts that every prefill is filled up to; images and rows are filled up too then. All matrix
             products have one size each, so a request gets the same tokens whatever runs beside it. None: nothing is filled up.
+        is_fp8: whether the matrix products of all layers are in 8 bits.
+        is_plain: whether to do without kernels where there would be some.
     """
 
     num_rows: int
     cache_tokens: int
     vision_images: int = 16
     fixed_prefill: tuple[int, int] | None = None
+    is_fp8: bool = False
+    is_plain: bool = False
 
 
 @dataclass(slots=True)
@@ -128,13 +132,12 @@ class _Prefixes:
         self.places.move_to_end(token_ids)
         return self.places[token_ids]
 
-    def make_room(self, token_ids: bytes, length: int) -> int:
-        """The start of a stretch for these; those that were not used for longest give way."""
+    def make_room(self, length: int) -> int:
+        """The start of a stretch; those that were not used for longest give way."""
         start = self.slots.take(length)
         while start is None:
             self.slots.give_back(*self.places.popitem(last=False)[1])
             start = self.slots.take(length)
-        self.places[token_ids] = start, length
         return start
 
 
@@ -160,13 +163,15 @@ class ModelRunner:
         config = model.config.text_config
         self.max_positions: int = config.max_position_embeddings
         self.lag = 1 if self.device.type == "cuda" else 0
-        operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
+        operations: Operations = PlainOperations()
+        if not settings.is_plain:
+            operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
         self._has_graphs = not isinstance(operations, PlainOperations)
         self._vision_images = settings.vision_images
         self._preprocessor = preprocessor
         self._num_image_tokens: int = model.config.num_image_tokens
-        self._vision = VisionEncoder(model, operations)
-        self.decoder = Decoder(model, operations)
+        self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
+        self.decoder = Decoder(model, operations, is_fp8=settings.is_fp8)
         # Behind the slots stand the kept prefixes, and one token for rows that are there to fill a batch.
         self._cache = KeyValueCache(
             num_layers=self.decoder.num_layers,
@@ -193,8 +198,7 @@ class ModelRunner:
     @torch.inference_mode()
     def prefill(self, running: Sequence[RunningRequest]) -> StepResult:
         """Orders prompts to be computed, and the first token of each answer."""
-        sources, targets = zip(*(self._prefix_places(each) for each in running), strict=True)
-        self._cache.copy(send(np.concatenate(sources), self.device), send(np.concatenate(targets), self.device))
+        self._copy_prefixes(running)
         segments = [
             Segment(
                 start=each.generation.start,
@@ -279,21 +283,42 @@ class ModelRunner:
         self._pool = graph.pool()
         return _Graph(rows=rows, graph=graph, logits=logits, token_ids=token_ids)
 
-    def _prefix_places(self, running: RunningRequest) -> tuple[npt.NDArray[np.int64], ...]:
-        """Where the shared start of a prompt stands and where it is copied to; it is computed where it is new."""
-        length = running.prefix_length
-        if not length:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        input_ids = running.request.inputs.input_ids[:length]
-        found = self._prefixes.find(input_ids.tobytes())
-        if found is None:
-            start = self.cache_tokens + self._prefixes.make_room(input_ids.tobytes(), length)
-            segment = Segment(start=start, num_cached=0, num_tokens=length)
+    def _copy_prefixes(self, running: Sequence[RunningRequest]) -> None:
+        """Copies the starts of prompts that are kept to where the prompts stand, and computes those that are new."""
+        copies: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+        for each in running:
+            length = each.prefix_length
+            if not length:
+                continue
+            input_ids = each.request.inputs.input_ids[:length]
+            if self._prefixes.find(input_ids.tobytes()) is None:
+                # What is kept may have to give way to the new one, and is copied before.
+                self._copy(copies)
+                self._compute_prefix(input_ids)
+            start = self.cache_tokens + self._prefixes.places[input_ids.tobytes()][0]
+            target = each.generation.start
+            copies.append((np.arange(start, start + length), np.arange(target, target + length)))
+        self._copy(copies)
+
+    def _copy(self, copies: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]) -> None:
+        """Copies keys and values from places in the cache to others, and empties the list of them."""
+        if copies:
+            sources, targets = (send(np.concatenate(places), self.device) for places in zip(*copies, strict=True))
+            self._cache.copy(sources, targets)
+            copies.clear()
+
+    def _compute_prefix(self, input_ids: npt.NDArray[np.int64]) -> None:
+        """Computes the start of a prompt, to be kept; it is kept only if that succeeds."""
+        length = len(input_ids)
+        start = self._prefixes.make_room(length)
+        try:
+            segment = Segment(start=self.cache_tokens + start, num_cached=0, num_tokens=length)
             layout = PrefillLayout.of([segment], self.device, self._padding)
             self.decoder.prefill(self._embed(input_ids, []), layout, self._cache)
-        else:
-            start = self.cache_tokens + found[0]
-        return np.arange(start, start + length), np.arange(running.generation.start, running.generation.start + length)
+        except BaseException:
+            self._prefixes.slots.give_back(start, length)
+            raise
+        self._prefixes.places[input_ids.tobytes()] = start, length
 
     def _embed(self, input_ids: npt.NDArray[np.int64], running: Sequence[RunningRequest]) -> torch.Tensor:
         """Embeddings `[S, D]` of the tokens, with image features in their places, and of what fills up."""

@@ -1,8 +1,9 @@
 """Which requests run in the next step. Plain Python, no torch.
 
 Requests are started in the order in which they came. A step is either a prefill, which starts some of them, or a decode, which
-gives each running one its next token. A prefill waits until it is worth its while: until a full one can be started, or all that
-wait, or nothing runs. So rows are refilled in groups, and hardly ever stand empty.
+gives each running one its next token. A prefill waits until it is worth its while: until a group can be started, or all that are
+left, or nothing runs. A group is a full prefill, and no more than a quarter of what can run. So decodes are not broken off for
+each single row, and rows hardly ever stand empty.
 
 All is decided by the requests and their tokens, never by the clock: the same requests in the same order run in the same steps.
 """
@@ -14,6 +15,9 @@ from heapq import heapify, heappop, heappush
 from math import ceil
 
 from yivl_core.inference.slots import SlotAllocator
+
+# A group of rows that are refilled together is one of so many at least.
+_GROUPS = 4
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -68,13 +72,18 @@ class Scheduler:
         cache_tokens: tokens of the cache.
         prefill_rows: most requests that one prefill starts.
         prefill_tokens: most tokens that one prefill computes; a longer prompt gets one of its own.
+
+    Attributes:
+        num_rows, cache_tokens: as given.
+        is_input_over: whether no more requests will be added; set by whoever adds them.
     """
 
     def __init__(self, *, num_rows: int, cache_tokens: int, prefill_rows: int, prefill_tokens: int) -> None:
         self.num_rows = num_rows
         self.cache_tokens = cache_tokens
-        # Groups of one size, so that no remainder of rows waits longer than the others.
-        self._prefill_rows = ceil(num_rows / ceil(num_rows / prefill_rows))
+        self.is_input_over = False
+        self._prefill_rows = _group_size(num_rows, prefill_rows)
+        self._group_rows = min(self._prefill_rows, max(1, num_rows // _GROUPS))
         self._prefill_tokens = prefill_tokens
         self._slots = SlotAllocator(cache_tokens)
         self._rows = list(range(num_rows))
@@ -90,7 +99,7 @@ class Scheduler:
     @property
     def num_wanted(self) -> int:
         """How many more requests the next step would look at, if there are that many."""
-        if self._running and len(self._rows) < self._prefill_rows:
+        if self._running and len(self._rows) < self._group_rows:
             return 0
         return max(0, self._prefill_rows - len(self._waiting))
 
@@ -122,19 +131,16 @@ class Scheduler:
 
     def _start(self) -> list[Generation]:
         started: list[Generation] = []
-        tokens = 0
-        is_full = False
+        tokens, is_full = 0, False
         while self._waiting and not is_full:
             candidate = self._waiting[0]
-            is_full = len(started) == self._prefill_rows or (
-                bool(started) and tokens + candidate.new_tokens > self._prefill_tokens
-            )
+            exceeds = tokens + candidate.new_tokens > self._prefill_tokens
+            is_full = len(started) == self._prefill_rows or (bool(started) and exceeds)
             if is_full or not self._try_to_run(candidate):
                 break
             tokens += candidate.new_tokens
             started.append(self._waiting.popleft())
-        is_all_that_runs = len(self._running) == len(started)
-        if is_full or not self._waiting or is_all_that_runs:
+        if is_full or self._is_worthwhile(len(started)):
             for generation in started:
                 generation.num_scheduled = 1
             return started
@@ -142,6 +148,15 @@ class Scheduler:
             self.finish(generation)
             self._waiting.appendleft(generation)
         return []
+
+    def _is_worthwhile(self, num_started: int) -> bool:
+        """Whether to prefill for so many, which run already."""
+        if num_started >= self._group_rows or num_started == len(self._running):
+            return True
+        if not self._waiting:
+            return self.is_input_over
+        has_no_room = bool(self._rows)  # in the cache, since there are rows
+        return has_no_room and num_started * _GROUPS >= len(self._running)
 
     def _try_to_run(self, generation: Generation) -> bool:
         if not self._rows:
@@ -152,3 +167,10 @@ class Scheduler:
         generation.row, generation.start, generation.is_running = heappop(self._rows), start, True
         self._running[generation.row] = generation
         return True
+
+
+def _group_size(num_rows: int, most: int) -> int:
+    """How many rows are refilled together: if possible a number that divides them, so that no remainder stands empty."""
+    most = min(most, num_rows)
+    divisors = (size for size in range(most, most // 2, -1) if num_rows % size == 0)
+    return next(divisors, ceil(num_rows / ceil(num_rows / most)))

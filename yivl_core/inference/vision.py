@@ -4,6 +4,7 @@ Shapes: N images, P patches, C width of the tower, D width of the decoder, H hea
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
 from yivl_core.inference.linear import FusedLinear
-from yivl_core.inference.operations import Operations
+from yivl_core.inference.operations import Activations, Operations
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 
 
@@ -33,16 +34,17 @@ class VisionEncoder:
     Args:
         model: the model of record, with or without a plain LoRA.
         operations: how what lies between the matrix products is done.
+        is_fp8: whether the layers' matrix products are in 8 bits.
     """
 
-    def __init__(self, model: YiVLForConditionalGeneration, operations: Operations) -> None:
+    def __init__(self, model: YiVLForConditionalGeneration, operations: Operations, *, is_fp8: bool = False) -> None:
         self._operations = operations
         tower, config = model.model.vision_tower, model.config.vision_config
         self._patches = model.model.embed_patches
         self._first_norm = tower.pre_layrnorm
         self._head_dim = config.hidden_size // config.num_attention_heads
         self._activation = None if config.hidden_act == "gelu" else ACT2FN[config.hidden_act]
-        self._layers = [_fused(layer) for layer in tower.encoder.layers[: model.config.num_vision_layers]]
+        self._layers = [_fused(layer, is_fp8=is_fp8) for layer in tower.encoder.layers[: model.config.num_vision_layers]]
         projector = model.model.mm_projector
         self._projector_in, self._projector_norm = FusedLinear(projector[0]), projector[1]
         self._projector_out, self._final_norm = FusedLinear(projector[3]), projector[4]
@@ -62,21 +64,24 @@ class VisionEncoder:
         pending: torch.Tensor | None = None
         layer_norm = self._operations.layer_norm
         for layer in self._layers:
-            qkv = layer.qkv(layer_norm(hidden, layer.first_norm, pending)).view(*shape[:2], 3, -1, self._head_dim)
+            qkv = layer.qkv(layer_norm(hidden, layer.first_norm, pending, is_fp8=layer.qkv.takes_fp8))
+            qkv = qkv.view(*shape[:2], 3, -1, self._head_dim)
             query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [N, H, 1 + P, E]
             attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(hidden.shape)
-            hidden = layer.output.add_to(hidden, attended)
-            normed = layer_norm(hidden, layer.second_norm, layer.output.pending_bias)
-            hidden, pending = layer.down.add_to(hidden, self._activated(layer.up, normed)), layer.down.pending_bias
+            hidden, pending = layer.output.add_to(hidden, attended)
+            normed = layer_norm(hidden, layer.second_norm, pending, is_fp8=layer.up.takes_fp8)
+            hidden, pending = layer.down.add_to(hidden, self._activated(layer, normed))
         if pending is not None:
             hidden += pending
         return self._project(hidden.view(shape)[:, 1:])
 
-    def _activated(self, linear: FusedLinear, inputs: torch.Tensor) -> torch.Tensor:
-        if self._activation is None:
-            return linear.gelu(inputs)
-        activated: torch.Tensor = self._activation(linear(inputs))
-        return activated
+    def _activated(self, layer: _Layer, inputs: Activations) -> Activations:
+        if self._activation is not None:
+            activated: torch.Tensor = self._activation(layer.up(inputs))
+            return activated
+        if layer.down.takes_fp8:
+            return self._operations.gelu_fp8(layer.up(inputs))
+        return layer.up.gelu(inputs)
 
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         """`[N, P, C]` -> `[N, P, D]`, as `YiVLProjector`."""
@@ -85,13 +90,13 @@ class VisionEncoder:
         return projected
 
 
-def _fused(layer: Any) -> _Layer:
-    attention = layer.self_attn
+def _fused(layer: Any, *, is_fp8: bool) -> _Layer:
+    attention, joined = layer.self_attn, partial(FusedLinear, is_fp8=is_fp8)
     return _Layer(
         first_norm=layer.layer_norm1,
-        qkv=FusedLinear(attention.q_proj, attention.k_proj, attention.v_proj),
-        output=FusedLinear(attention.out_proj),
+        qkv=joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        output=joined(attention.out_proj),
         second_norm=layer.layer_norm2,
-        up=FusedLinear(layer.mlp.fc1),
-        down=FusedLinear(layer.mlp.fc2),
+        up=joined(layer.mlp.fc1),
+        down=joined(layer.mlp.fc2),
     )

@@ -118,6 +118,8 @@ def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel
         raise CheckpointError(
             f"{folder}: this adapter does not fit the model ({error}); is it the adapter's own base?"
         ) from error
+    if adapted.peft_config["default"].is_prompt_learning:
+        raise CheckpointError(f"{folder}: this adapter is read before the prompt; give one that adapts layers, such as LoRA")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     lines = [f"missing: {name}" for name in expected if name not in given] + [
         f"unexpected: {name}" for name in given if name not in expected

@@ -90,6 +90,10 @@ class YiVLModel(YiVLPreTrainedModel):
             `[N, 1 + P, C]`.
         """
         embeddings = self.vision_tower.embeddings
+        start = embeddings.class_embedding.expand(len(pixel_values), 1, -1)
+        if type(embeddings.patch_embedding) is not nn.Conv2d:  # an adapter is on it
+            features = embeddings.patch_embedding(pixel_values.to(embeddings.class_embedding.dtype)).flatten(2).transpose(1, 2)
+            return torch.cat([start.to(features.dtype), features], dim=1) + embeddings.position_embedding.weight
         weight = embeddings.patch_embedding.weight  # [C, 3, H/side, W/side], square
         size, side = weight.shape[-1], self.config.vision_config.image_size // weight.shape[-1]
         patches = (
@@ -97,8 +101,7 @@ class YiVLModel(YiVLPreTrainedModel):
         )
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # [N, P, 3 * H/side * W/side]
         features = nn.functional.linear(patches, weight.flatten(1))  # [N, P, C]
-        start = embeddings.class_embedding.to(features.dtype).expand(len(features), 1, -1)
-        return torch.cat([start, features], dim=1) + embeddings.position_embedding.weight
+        return torch.cat([start.to(features.dtype), features], dim=1) + embeddings.position_embedding.weight
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What stands in the prompt for each image.

@@ -117,7 +117,7 @@ COLUMNS = (
     Column(
         name="generate_s",
         type=pa.float64(),
-        description="seconds from when the model took the record up until its answer was whole, in which others were answered too",
+        description="seconds from when the model took the record up until its answer was whole; others are answered meanwhile",
         null_when="not measured",
         is_content=False,
     ),

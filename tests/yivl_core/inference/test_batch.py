@@ -579,6 +579,15 @@ def test_the_probe_tells_how_many_records_come_out_differently(infer: Infer, mon
         infer(verify_invariance=5, batch_invariant=True, output="refused")
 
 
+def test_eight_bits_are_refused_where_there_are_none(infer: Infer) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"quantization 'fp8' needs a GPU of compute capability 8.9 or later .*cpu, float32"
+    ):
+        infer(quantization="fp8", device="cpu")
+    with pytest.raises(ConfigurationError, match=r"quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa'"):
+        infer(quantization="fp8", attention="sdpa", output="other")
+
+
 def test_gpu_memory_is_read_with_and_without_its_unit() -> None:
     for value in ("18GB", " 18 gb", "18", 18, 18.0):
         assert EngineSettings(gpu_memory=value).gpu_memory == 18
@@ -625,7 +634,9 @@ def test_dtype_and_device_are_those_asked_for(infer: Infer) -> None:
     summary = infer(dtype="bfloat16", device="cpu")
     manifest = read_manifest(f"{summary.output}/manifest.json")
     assert manifest is not None
-    assert manifest["numerics"] == {"dtype": "bfloat16", "device": "cpu", "batch_invariant": False}
+    assert manifest["numerics"] == {
+        "dtype": "bfloat16", "device": "cpu", "batch_invariant": False, "attention": "auto", "quantization": "none",
+    }  # fmt: skip
     with pytest.raises(ConfigurationError, match=r"device 'cuda:77': this machine has"):
         infer(device="cuda:77", output="other")
     with pytest.raises(ConfigurationError, match=r"dtype float16 does not work on the CPU"):
@@ -636,5 +647,6 @@ def test_no_setting_is_forgotten_here() -> None:
     tested = {
         *DECIDING, "model", "adapter", "load_dataset_config", "output", "batch_size", "shard_size", "dtype", "device", "resume",
         "dataset", "image_root", "images", "prompt", "limit", "gpu_memory", "batch_invariant", "verify_invariance",
+        "quantization", "attention",
     }  # fmt: skip
     assert tested == set(InferenceConfig.model_fields)
