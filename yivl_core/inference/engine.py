@@ -58,21 +58,19 @@ class InferenceEngine:
     Args:
         runner: the model.
         tokenizer: of its checkpoint.
-        prefill_rows: most requests that one step starts.
-        prefill_tokens: most tokens that one step computes of prompts.
 
     Attributes:
         runner: the model.
         counts: of what was done so far.
     """
 
-    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer, *, prefill_rows: int, prefill_tokens: int) -> None:
+    def __init__(self, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self.runner, self._tokenizer = runner, tokenizer
         self._scheduler = Scheduler(
-            num_rows=runner.num_rows,
-            cache_tokens=runner.cache_tokens,
-            prefill_rows=prefill_rows,
-            prefill_tokens=prefill_tokens,
+            num_rows=runner.settings.num_rows,
+            cache_tokens=runner.settings.cache_tokens,
+            prefill_rows=runner.settings.prefill_rows,
+            prefill_tokens=runner.settings.prefill_tokens,
         )
         self._running: dict[int, RunningRequest] = {}
         self._ordered: deque[StepResult] = deque()
@@ -81,7 +79,7 @@ class InferenceEngine:
     @property
     def mean_slot_use(self) -> float:
         """Mean share of rows that were in use in a decode; 0 before the first."""
-        steps = self.counts.num_decodes * self.runner.num_rows
+        steps = self.counts.num_decodes * self.runner.settings.num_rows
         return self.counts.num_decoded_rows / steps if steps else 0.0
 
     def generate(self, requests: Iterable[Request]) -> Generator[tuple[int, Completion | None]]:

@@ -9,7 +9,7 @@ store_rows                   ^  ^  ^  ^               ^  ^  ^      where keys an
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,16 @@ class PrefillLayout:
     blocks: torch.Tensor
     last_blocks: torch.Tensor
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is on the device."""
+        return self.position_ids, self.store_rows, self.last, self.blocks, self.last_blocks
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "PrefillLayout":
+        """The same with other tensors, in the order of `tensors`."""
+        position_ids, store_rows, last, blocks, last_blocks = tensors
+        return replace(self, position_ids=position_ids, store_rows=store_rows, last=last, blocks=blocks, last_blocks=last_blocks)
+
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device, padding: "Padding | None" = None) -> "PrefillLayout":
         """The layout of these prompts, in this order, filled up to a fixed size where that is asked for."""
@@ -87,7 +97,12 @@ class PrefillLayout:
             np.array([each.num_tokens - 1 for each in segments]),
         )
         position_ids, store_rows, last_tokens = np.concatenate(positions), np.concatenate(rows), ends - 1
+        blocks = np.array(_blocks(segments, ends.tolist())).T
+        last_blocks = np.stack([last, last + 1, last_positions, starts])
         if padding is not None:
+            # A block from 0 to 0 has no queries.
+            blocks = _filled(blocks, padding.num_tokens // BLOCK_QUERIES + padding.num_prompts, 0)
+            last_blocks = _filled(last_blocks, padding.num_prompts, 0)
             position_ids = _filled(position_ids, padding.num_tokens, 0)
             store_rows = _filled(store_rows, padding.num_tokens, padding.cache_row)
             last_tokens = _filled(last_tokens, padding.num_prompts, 0)
@@ -96,14 +111,16 @@ class PrefillLayout:
             position_ids=send(position_ids, device),
             store_rows=send(store_rows, device),
             last=send(last_tokens, device),
-            blocks=send(np.array(_blocks(segments, ends.tolist())).T.copy(), device),
-            last_blocks=send(np.stack([last, last + 1, last_positions, starts]), device),
+            blocks=send(np.ascontiguousarray(blocks), device),
+            last_blocks=send(last_blocks, device),
         )
 
 
 def _filled(values: npt.NDArray[np.int64], size: int, value: int) -> npt.NDArray[np.int64]:
-    assert len(values) <= size
-    return np.concatenate([values, np.full(size - len(values), value)])
+    """Values `[..., n]` filled up at their end."""
+    missing = size - values.shape[-1]
+    assert missing >= 0
+    return np.concatenate([values, np.full((*values.shape[:-1], missing), value)], axis=-1)
 
 
 def _blocks(segments: Sequence[Segment], ends: Sequence[int]) -> list[tuple[int, int, int, int]]:

@@ -75,4 +75,4 @@ def load_engine(
 def make_engine(model: YiVLForConditionalGeneration, processor: Processor, plan: MemoryPlan) -> InferenceEngine:
     """An engine with this model, which is emptied."""
     runner = ModelRunner(model, processor.preprocessor, plan.settings)
-    return InferenceEngine(runner, processor.tokenizer, prefill_rows=plan.prefill_rows, prefill_tokens=plan.prefill_tokens)
+    return InferenceEngine(runner, processor.tokenizer)

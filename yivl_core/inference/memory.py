@@ -37,13 +37,10 @@ class MemoryPlan:
 
     Attributes:
         settings: of the runner.
-        prefill_rows, prefill_tokens: of the engine.
         weight_bytes, cache_bytes, work_bytes, context_bytes: what takes memory.
     """
 
     settings: RunnerSettings
-    prefill_rows: int
-    prefill_tokens: int
     weight_bytes: int
     cache_bytes: int
     work_bytes: int
@@ -132,12 +129,12 @@ def plan_memory(
             num_rows=rows,
             cache_tokens=cache_tokens,
             vision_images=images,
-            fixed_prefill=(prefill_tokens, prefill_rows) if is_invariant else None,
+            prefill_rows=prefill_rows,
+            prefill_tokens=prefill_tokens,
+            is_invariant=is_invariant,
             is_fp8=is_fp8,
             is_plain=is_plain,
         ),
-        prefill_rows=prefill_rows,
-        prefill_tokens=prefill_tokens,
         weight_bytes=weight_bytes,
         cache_bytes=(cache_tokens + PREFIX_CACHE_TOKENS + 1) * per_token,
         work_bytes=work_bytes,

@@ -7,13 +7,13 @@ keep their last token, position and place in the cache on the device, so that a 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from yivl_core.inference.decoder import Decoder
+from yivl_core.inference.graphs import RecordedSteps
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.layout import DecodeLayout, Padding, PrefillLayout, Segment, send
 from yivl_core.inference.operations import Operations, PlainOperations
@@ -30,6 +30,8 @@ from yivl_core.processing.padding import UnpaddedPixels
 # A text before the first image that is shorter is computed with each prompt: its own step would cost more.
 MIN_PREFIX_TOKENS = 16
 PREFIX_CACHE_TOKENS = 1024
+# Tokens that prefills are filled up to a multiple of, so that few sizes come up; half of it for small ones.
+_PREFILL_UNIT = 256
 _DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
 
 
@@ -94,29 +96,23 @@ class RunnerSettings:
     Attributes:
         num_rows: most requests that run at a time.
         cache_tokens: tokens of their keys and values.
+        prefill_rows: most requests that one step starts.
+        prefill_tokens: most tokens of prompts that one step computes; a longer prompt gets one of its own.
         vision_images: most images that the tower reads at a time.
-        fixed_prefill: tokens and prompts that every prefill is filled up to; images and rows are filled up too then. All matrix
-            products have one size each, so a request gets the same tokens whatever runs beside it. None: nothing is filled up.
+        is_invariant: whether every step is filled up to its full size. All matrix products have one size each then, so a request
+            gets the same tokens whatever runs beside it.
         is_fp8: whether the matrix products of all layers are in 8 bits.
         is_plain: whether to do without kernels where there would be some.
     """
 
     num_rows: int
     cache_tokens: int
+    prefill_rows: int
+    prefill_tokens: int
     vision_images: int = 16
-    fixed_prefill: tuple[int, int] | None = None
+    is_invariant: bool = False
     is_fp8: bool = False
     is_plain: bool = False
-
-
-@dataclass(slots=True)
-class _Graph:
-    """A decode step for a number of rows, recorded once and replayed; it reads and writes the same memory each time."""
-
-    rows: torch.Tensor
-    graph: "torch.cuda.CUDAGraph"
-    logits: torch.Tensor
-    token_ids: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -152,22 +148,21 @@ class ModelRunner:
     Attributes:
         decoder: of the model.
         lag: how many steps later than ordered a result had better be looked at.
-        num_rows, cache_tokens: as in the settings.
+        settings: as given.
         max_positions: the model's.
     """
 
     def __init__(self, model: YiVLForConditionalGeneration, preprocessor: ImagePreprocessor, settings: RunnerSettings) -> None:
         weight = model.lm_head.weight if hasattr(model.lm_head, "weight") else model.model.language_model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self.num_rows, self.cache_tokens = settings.num_rows, settings.cache_tokens
+        self.settings = settings
         config = model.config.text_config
         self.max_positions: int = config.max_position_embeddings
         self.lag = 1 if self.device.type == "cuda" else 0
         operations: Operations = PlainOperations()
         if not settings.is_plain:
             operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
-        self._has_graphs = not isinstance(operations, PlainOperations)
-        self._vision_images = settings.vision_images
+        self._recorded = None if isinstance(operations, PlainOperations) else RecordedSteps()
         self._preprocessor = preprocessor
         self._num_image_tokens: int = model.config.num_image_tokens
         self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
@@ -177,23 +172,19 @@ class ModelRunner:
             num_layers=self.decoder.num_layers,
             num_heads=self.decoder.num_key_value_heads,
             head_dim=self.decoder.head_dim,
-            num_tokens=self.cache_tokens + PREFIX_CACHE_TOKENS + 1,
+            num_tokens=settings.cache_tokens + PREFIX_CACHE_TOKENS + 1,
             dtype=self.dtype,
             device=self.device,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what joining the layers' weights has left behind
-        self._padding = None
-        if settings.fixed_prefill is not None:
-            num_tokens, num_prompts = settings.fixed_prefill
-            self._padding = Padding(num_tokens=num_tokens, num_prompts=num_prompts, cache_row=self._cache.num_tokens - 1)
         self._prefixes = _Prefixes(SlotAllocator(PREFIX_CACHE_TOKENS))
-        self._token_ids, self._positions, self._starts = torch.zeros(3, self.num_rows + 1, dtype=torch.int64, device=self.device)
+        self._token_ids, self._positions, self._starts = torch.zeros(
+            3, settings.num_rows + 1, dtype=torch.int64, device=self.device
+        )
         self._starts[-1] = self._cache.num_tokens - 1
         self._seen: torch.Tensor | None = None
         self._columns: tuple[tuple[SamplingParams, ...], SamplingColumns] | None = None
-        self._graphs: dict[int, _Graph] = {}
-        self._pool: Any = None
 
     @torch.inference_mode()
     def prefill(self, running: Sequence[RunningRequest]) -> StepResult:
@@ -207,9 +198,8 @@ class ModelRunner:
             )
             for each in running
         ]
-        layout = PrefillLayout.of(segments, self.device, self._padding)
         input_ids = np.concatenate([each.request.inputs.input_ids[each.prefix_length :] for each in running])
-        logits = self.decoder.prefill(self._embed(input_ids, running), layout, self._cache)[: len(running)]
+        logits = self._compute(segments, input_ids, running)[: len(running)]
         rows = send(np.array([each.generation.row for each in running]), self.device)
         self._positions[rows] = send(np.array([each.generation.prompt_tokens for each in running]), self.device)
         self._starts[rows] = send(np.array([each.generation.start for each in running]), self.device)
@@ -219,32 +209,33 @@ class ModelRunner:
     @torch.inference_mode()
     def decode(self, running: Sequence[RunningRequest]) -> StepResult:
         """Orders the next token of each of these."""
-        if not self._has_graphs:
-            return self._decode_at_once(running)
-        graph = self._graph(len(running))
-        graph.rows.copy_(send(self._rows_of(running, len(graph.rows)), self.device), non_blocking=True)
-        graph.graph.replay()
-        if all(_is_plain(each.request) for each in running):
-            return self._result(running, graph.token_ids[: len(running)], None)
-        return self._choose(running, graph.logits[: len(running)], graph.rows[: len(running)])
-
-    def _decode_at_once(self, running: Sequence[RunningRequest]) -> StepResult:
-        size = len(running) if self._padding is None else self.num_rows
+        size = len(running)
+        if self.settings.is_invariant:
+            size = self.settings.num_rows
+        elif self._recorded is not None:
+            size = min((rows for rows in _DECODE_ROWS if size <= rows <= self.settings.num_rows), default=self.settings.num_rows)
         rows = send(self._rows_of(running, size), self.device)
-        on_host = None
-        if self.device.type != "cuda":
-            # The token that is read has been ordered in the step before, so one less than is scheduled now is in the answer.
-            on_host = [
-                (each.generation.start, each.generation.prompt_tokens + each.generation.num_scheduled - 1) for each in running
-            ]
-            on_host += [(self._cache.num_tokens - 1, 1)] * (size - len(running))
-        return self._choose(running, self._decode(rows, on_host)[: len(running)], rows[: len(running)])
+        if self._recorded is not None:
+            logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,))
+            if all(_is_plain(each.request) for each in running):
+                return self._result(running, token_ids[: len(running)], None)
+        else:
+            logits = self._decode(rows, self._places_on_host(running, size))
+        return self._choose(running, logits[: len(running)], rows[: len(running)])
 
     def _rows_of(self, running: Sequence[RunningRequest], size: int) -> npt.NDArray[np.int64]:
         """Their rows, filled up with the one that belongs to nobody."""
-        rows = np.full(size, self.num_rows)
+        rows = np.full(size, self.settings.num_rows)
         rows[: len(running)] = [each.generation.row for each in running]
         return rows
+
+    def _places_on_host(self, running: Sequence[RunningRequest], size: int) -> list[tuple[int, int]] | None:
+        """Start and length of what each row attends to; None on a GPU, which knows by itself."""
+        if self.device.type == "cuda":
+            return None
+        # The token that is read has been ordered in the step before, so one less than is scheduled now is in the answer.
+        places = [(each.generation.start, each.generation.prompt_tokens + each.generation.num_scheduled - 1) for each in running]
+        return places + [(self._cache.num_tokens - 1, 1)] * (size - len(running))
 
     def _decode(self, rows: torch.Tensor, on_host: Sequence[tuple[int, int]] | None) -> torch.Tensor:
         """Logits of one more token for each of the rows, whose positions move on."""
@@ -252,36 +243,41 @@ class ModelRunner:
             positions=self._positions[rows], starts=self._starts[rows], on_host=on_host, max_keys=self.max_positions
         )
         logits = self.decoder.decode(self._token_ids[rows], layout, self._cache)
-        self._positions[rows] = torch.where(rows == self.num_rows, 0, layout.positions + 1)
+        self._positions[rows] = torch.where(rows == self.settings.num_rows, 0, layout.positions + 1)
         return logits
 
-    def _graph(self, num_rows: int) -> _Graph:
-        """The step for at least so many rows; it is recorded when it is first wanted."""
-        sizes = (size for size in _DECODE_ROWS if num_rows <= size <= self.num_rows)
-        size = next(sizes, self.num_rows) if self._padding is None else self.num_rows
-        if size not in self._graphs:
-            self._graphs[size] = self._record(size)
-        return self._graphs[size]
+    def _decode_greedily(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the likeliest token of each row, which is taken unless another one is."""
+        logits = self._decode(rows, None)
+        token_ids = greedy(logits)
+        self._token_ids[rows] = token_ids.clamp(min=0)
+        return logits, token_ids
 
-    def _record(self, size: int) -> _Graph:
-        rows = torch.full((size,), self.num_rows, device=self.device)
+    def _compute(
+        self, segments: Sequence[Segment], input_ids: npt.NDArray[np.int64], running: Sequence[RunningRequest]
+    ) -> torch.Tensor:
+        """Computes the tokens of prompts that are not in the cache; logits `[N, V]` after each of these, or some more."""
+        padding = self._padding(len(input_ids))
+        embeds = self._embed(input_ids, padding.num_tokens if padding else len(input_ids), running)
+        layout = PrefillLayout.of(segments, self.device, padding)
+        if self._recorded is None:
+            return self.decoder.prefill(embeds, layout, self._cache)
 
-        def step() -> tuple[torch.Tensor, torch.Tensor]:
-            logits = self._decode(rows, None)
-            token_ids = greedy(logits)
-            self._token_ids[rows] = token_ids.clamp(min=0)
-            return logits, token_ids
+        def step(embeds: torch.Tensor, *places: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.decoder.prefill(embeds, layout.with_tensors(places), self._cache),)
 
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            step()  # what is set up at a first call cannot be recorded
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits, token_ids = step()
-        self._pool = graph.pool()
-        return _Graph(rows=rows, graph=graph, logits=logits, token_ids=token_ids)
+        return self._recorded.run("prefill", step, (embeds, *layout.tensors))[0]
+
+    def _padding(self, num_tokens: int) -> Padding | None:
+        """The size that a prefill of so many tokens is filled up to; None where sizes need not be alike."""
+        if self.settings.is_invariant:
+            num_tokens = self.settings.prefill_tokens
+        elif self._recorded is not None:
+            unit = _PREFILL_UNIT if num_tokens > 16 * _PREFILL_UNIT else _PREFILL_UNIT // 2
+            num_tokens = -(-num_tokens // unit) * unit
+        else:
+            return None
+        return Padding(num_tokens=num_tokens, num_prompts=self.settings.prefill_rows, cache_row=self._cache.num_tokens - 1)
 
     def _copy_prefixes(self, running: Sequence[RunningRequest]) -> None:
         """Copies the starts of prompts that are kept to where the prompts stand, and computes those that are new."""
@@ -295,7 +291,7 @@ class ModelRunner:
                 # What is kept may have to give way to the new one, and is copied before.
                 self._copy(copies)
                 self._compute_prefix(input_ids)
-            start = self.cache_tokens + self._prefixes.places[input_ids.tobytes()][0]
+            start = self.settings.cache_tokens + self._prefixes.places[input_ids.tobytes()][0]
             target = each.generation.start
             copies.append((np.arange(start, start + length), np.arange(target, target + length)))
         self._copy(copies)
@@ -312,38 +308,40 @@ class ModelRunner:
         length = len(input_ids)
         start = self._prefixes.make_room(length)
         try:
-            segment = Segment(start=self.cache_tokens + start, num_cached=0, num_tokens=length)
-            layout = PrefillLayout.of([segment], self.device, self._padding)
-            self.decoder.prefill(self._embed(input_ids, []), layout, self._cache)
+            self._compute([Segment(start=self.settings.cache_tokens + start, num_cached=0, num_tokens=length)], input_ids, [])
         except BaseException:
             self._prefixes.slots.give_back(start, length)
             raise
         self._prefixes.places[input_ids.tobytes()] = start, length
 
-    def _embed(self, input_ids: npt.NDArray[np.int64], running: Sequence[RunningRequest]) -> torch.Tensor:
-        """Embeddings `[S, D]` of the tokens, with image features in their places, and of what fills up."""
-        places = np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)
-        token_ids = np.where(input_ids == IMAGE_TOKEN_INDEX, 0, input_ids)
-        if self._padding is not None:
-            token_ids = np.concatenate([token_ids, np.zeros(self._padding.num_tokens - len(token_ids), dtype=np.int64)])
+    def _embed(self, input_ids: npt.NDArray[np.int64], size: int, running: Sequence[RunningRequest]) -> torch.Tensor:
+        """Embeddings `[S, D]` of the tokens, filled up to a size, with image features in their places."""
+        is_image = input_ids == IMAGE_TOKEN_INDEX
+        token_ids = np.zeros(size, dtype=np.int64)
+        token_ids[: len(input_ids)] = np.where(is_image, 0, input_ids)
         embeds = self.decoder.embedding[send(token_ids, self.device)]
-        if not len(places):
+        if not is_image.any():
             return embeds
         pixels = UnpaddedPixels.joined([each.request.inputs.pixels for each in running])
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device)
-        squares = pixels.squares()
-        features = [
-            self._encode(squares[start : start + self._vision_images]) for start in range(0, len(squares), self._vision_images)
-        ]
-        return embeds.index_copy_(0, send(places, self.device), torch.cat(features).flatten(0, 1))
+        squares, places = pixels.squares(), send(np.flatnonzero(is_image), self.device)
+        most = self.settings.vision_images
+        for start in range(0, len(squares), most):
+            features = self._encode(squares[start : start + most]).flatten(0, 1)
+            first = start * self._num_image_tokens
+            embeds.index_copy_(0, places[first : first + len(features)], features)
+        return embeds
 
     def _encode(self, squares: torch.Tensor) -> torch.Tensor:
         """Features `[N, P, D]` of squares of pixels, uint8 `[N, H, W, 3]`."""
-        num_images = len(squares)
-        if self._padding is not None:
-            squares = torch.cat([squares, squares.new_zeros(self._vision_images - num_images, *squares.shape[1:])])
-        return self._vision(self._preprocessor.normalise(squares).to(self.dtype))[:num_images]
+        num_images, most = len(squares), self.settings.vision_images
+        if self.settings.is_invariant:
+            squares = torch.cat([squares, squares.new_zeros(most - num_images, *squares.shape[1:])])
+        pixel_values = self._preprocessor.normalise(squares).to(self.dtype)
+        if self._recorded is not None and len(pixel_values) == most:
+            return self._recorded.run("vision", lambda values: (self._vision(values),), (pixel_values,))[0][:num_images]
+        return self._vision(pixel_values)[:num_images]
 
     def _mark_prompts(self, running: Sequence[RunningRequest]) -> None:
         """Notes which tokens prompts hold, for those that want repetition penalised."""
@@ -351,7 +349,9 @@ class ModelRunner:
             if each.request.params.repetition_penalty == 1:
                 continue
             if self._seen is None:
-                self._seen = torch.zeros(self.num_rows + 1, self.decoder.vocab_size, dtype=torch.bool, device=self.device)
+                self._seen = torch.zeros(
+                    self.settings.num_rows + 1, self.decoder.vocab_size, dtype=torch.bool, device=self.device
+                )
             self._seen[each.generation.row] = False
             mark_seen(self._seen, each.generation.row, each.request.inputs.input_ids.tolist())
 

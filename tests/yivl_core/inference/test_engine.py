@@ -58,9 +58,10 @@ def make_engine(model: YiVLForConditionalGeneration, processor: Processor) -> Ma
     def make(
         *, num_rows: int = 5, cache_tokens: int = 1000, prefill_rows: int = 3, prefill_tokens: int = 400, **settings: Any
     ) -> InferenceEngine:
-        sizes = RunnerSettings(num_rows=num_rows, cache_tokens=cache_tokens, **settings)
-        runner = ModelRunner(copy.deepcopy(model), processor.preprocessor, sizes)
-        return InferenceEngine(runner, processor.tokenizer, prefill_rows=prefill_rows, prefill_tokens=prefill_tokens)
+        sizes = RunnerSettings(
+            num_rows=num_rows, cache_tokens=cache_tokens, prefill_rows=prefill_rows, prefill_tokens=prefill_tokens, **settings
+        )
+        return InferenceEngine(ModelRunner(copy.deepcopy(model), processor.preprocessor, sizes), processor.tokenizer)
 
     return make
 
@@ -333,7 +334,7 @@ def expected(twelve: list[Request], model: YiVLForConditionalGeneration, process
         {"num_rows": 12, "cache_tokens": 5000, "prefill_rows": 12, "prefill_tokens": 5000},
         {"num_rows": 4, "prefill_tokens": 1},
         {"vision_images": 1},
-        {"vision_images": 4, "fixed_prefill": (400, 3)},
+        {"vision_images": 4, "is_invariant": True},
     ],
     ids=str,
 )
@@ -486,7 +487,7 @@ def num_prefixes(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> Ca
         whole = engine.runner.decoder.prefill
 
         def prefill(embeds: torch.Tensor, layout: PrefillLayout, cache: Any) -> torch.Tensor:
-            if layout.segments[0].start >= engine.runner.cache_tokens:
+            if layout.segments[0].start >= engine.runner.settings.cache_tokens:
                 lengths.append(layout.segments[0].num_tokens)
             return whole(embeds, layout, cache)
 

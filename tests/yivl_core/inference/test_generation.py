@@ -23,6 +23,7 @@ from yivl_core.processing.processor import ModelInputs, Processor
 
 GREEDY = SamplingParams()
 MAX_NEW_TOKENS = 32
+SIZES = RunnerSettings(num_rows=5, cache_tokens=1300, prefill_rows=3, prefill_tokens=500)
 
 Generate = Callable[[Sequence[Request], SamplingParams, int], list[Completion | None]]
 
@@ -69,8 +70,8 @@ def requests(cases: dict[str, Any], reference: Path, processor: Processor) -> di
 @pytest.fixture(scope="module")
 def continuous(model: YiVLForConditionalGeneration, processor: Processor) -> InferenceEngine:
     """Five rows, so that twelve requests take turns."""
-    runner = ModelRunner(copy.deepcopy(model), processor.preprocessor, RunnerSettings(num_rows=5, cache_tokens=1300))
-    return InferenceEngine(runner, processor.tokenizer, prefill_rows=3, prefill_tokens=500)
+    runner = ModelRunner(copy.deepcopy(model), processor.preprocessor, SIZES)
+    return InferenceEngine(runner, processor.tokenizer)
 
 
 @pytest.fixture(params=["continuous", "record"])
@@ -220,8 +221,8 @@ def test_other_dtypes_answer_too(reference: Path, requests: dict[str, Request], 
     model = load_model(reference / "checkpoint", dtype=torch.bfloat16)
     short = [replace(requests[name], max_new_tokens=4) for name in NAMES]
     by_record = dict(RecordEngine(model, processor, 5).generate(short))
-    runner = ModelRunner(model, processor.preprocessor, RunnerSettings(num_rows=5, cache_tokens=1300))
-    by_engine = dict(InferenceEngine(runner, processor.tokenizer, prefill_rows=3, prefill_tokens=500).generate(short))
+    runner = ModelRunner(model, processor.preprocessor, SIZES)
+    by_engine = dict(InferenceEngine(runner, processor.tokenizer).generate(short))
     for completions in (by_record, by_engine):
         assert [completions[number] and completions[number].num_tokens for number in range(12)] == [4] * 12
 
