@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded data, on CPU: validate -> LoRA SFT -> merge -> batch inference -> report
 # make test   lint, types, import contracts, tests
+# make bench  what this machine can measure of tests/benchmarks; on a GPU takes minutes
 # make unit   the tests that are neither whole flows nor drills
 # Each creates .venv on its first run; PYTHON chooses the interpreter (3.11 or 3.12).
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 
-.PHONY: demo test unit lint clean
+.PHONY: demo test unit lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/yivl demo --output .demo
@@ -25,6 +26,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/bench_cpu.py
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py; fi
 
 clean:
 	rm -rf .venv .demo build *.egg-info

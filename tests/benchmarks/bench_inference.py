@@ -25,7 +25,7 @@ from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import make_engine
 from yivl_core.inference.memory import plan_memory
-from yivl_core.inference.preparation import NUM_THREADS, prepare_ahead
+from yivl_core.inference.preparation import num_threads, prepare_ahead
 from yivl_core.inference.requests import Request
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.padding import UnpaddedPixels
@@ -114,7 +114,7 @@ def _run(engine: InferenceEngine, processor: Processor, files: list[Path], new_t
             limit = lengths.randint(16, new_tokens) if is_mixed else new_tokens
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=limit)
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
         completions = [completion for _, completion in engine.generate(requests(pool))]
     assert len(completions) == len(files)
     assert None not in completions
@@ -148,7 +148,7 @@ def _measure_generate(
 ) -> float:
     """Images a second of transformers' own loop, in batches of prompts of one length, after one step that is not counted."""
     store = ImageStore()
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
         ready = list(prepare_ahead(pool, lambda path: _inputs(processor, store, path), files[: 2 * batch_size]))
 
     def run(batch: list[ModelInputs], limit: int) -> None:

@@ -28,7 +28,7 @@ from yivl_core.inference.configuration import (
 )
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import load_engine
-from yivl_core.inference.preparation import NUM_THREADS, PreparedRow, RowPreparer, prepare_ahead
+from yivl_core.inference.preparation import PreparedRow, RowPreparer, num_threads, prepare_ahead
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.model.adapters import check_base
@@ -136,7 +136,7 @@ class _Worker:
         self._started = time.perf_counter()
         numbered = enumerate(rows)
         place = 0
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
+        with ThreadPoolExecutor(num_threads(self._device)) as pool:
             for shard in shards:
                 shard_rows = list(islice(numbered, shard.first_record - place, shard.first_record - place + shard.num_records))
                 place = shard.first_record + shard.num_records

@@ -19,10 +19,10 @@ from yivl_core.model.configuration import YiVLConfig
 from yivl_core.model.weights import expected_shapes
 
 MAX_ROWS = 256
-_CPU_ROWS = 32
+_CPU_ROWS = 64
 # Prompts side by side up to here make matrix products faster; beyond, they only take memory.
 _PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
-_VISION_IMAGES = 16
+_VISION_IMAGES, _CPU_VISION_IMAGES = 16, 8
 # The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
 _CONTEXT_BYTES = 850_000_000
 # Of the free memory, what is left to others and to the allocator's rounding.
@@ -104,7 +104,7 @@ def plan_memory(
     per_token = _bytes_per_token(config, dtype)
     prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
     while True:
-        images = max(1, min(_VISION_IMAGES, prefill_tokens // config.num_image_tokens))
+        images = max(1, min(_VISION_IMAGES if is_gpu else _CPU_VISION_IMAGES, prefill_tokens // config.num_image_tokens))
         work_bytes = _work_bytes(config, dtype, prefill_tokens, images, wanted)
         left = budget - weight_bytes - work_bytes - (_CONTEXT_BYTES if is_gpu else 0)
         tokens = left // per_token - PREFIX_CACHE_TOKENS - 1

@@ -5,14 +5,19 @@
 Shapes: S tokens, D width, F width of the MLP, H query heads, G key-value heads, E head width, T tokens of the cache, B rows.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from yivl_core.inference.layout import DecodeLayout, PrefillLayout
+from yivl_core.inference.layout import DecodeLayout, PrefillLayout, Segment
+
+# Fewer slots are attended to one by one.
+_MIN_GRID_SLOTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +186,16 @@ class PlainOperations:
     ) -> torch.Tensor:
         """As `Operations`."""
         outputs, place = torch.zeros_like(queries), 0
-        for segment in layout.segments:
-            end = place + (1 if is_last else segment.num_new)
-            stretch = slice(segment.start, segment.start + segment.num_tokens)
-            outputs[place:end] = _attend(queries[place:end], keys[stretch], values[stretch])
+        for same in _runs_of_one_size(layout.segments):
+            num_queries, num_keys = 1 if is_last else same[0].num_new, same[0].num_tokens
+            end = place + len(same) * num_queries
+            held_keys, held_values = (
+                torch.stack([tensor[each.start : each.start + num_keys] for each in same]).transpose(1, 2)  # [n, G, K, E]
+                for tensor in (keys, values)
+            )
+            query = queries[place:end].unflatten(0, (len(same), num_queries)).transpose(1, 2)  # [n, H, S / n, E]
+            attended = attend(query, held_keys, held_values, _causal_mask(num_queries, num_keys, queries.device))
+            outputs[place:end] = attended.transpose(1, 2).flatten(0, 1)
             place = end
         return outputs
 
@@ -192,31 +203,102 @@ class PlainOperations:
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: DecodeLayout
     ) -> torch.Tensor:
         """As `Operations`."""
-        if layout.on_host is not None:
-            return torch.cat(
-                [
-                    _attend(query.unsqueeze(0), keys[start : start + length], values[start : start + length])
-                    for query, (start, length) in zip(queries, layout.on_host, strict=True)
-                ]
+        if layout.on_host is None:
+            return self._attend_to_gathered(queries, keys, values, layout)
+        grid = _find_grid(layout.on_host, len(keys))
+        if grid is None:
+            attended = [
+                attend(
+                    query[None, :, None],
+                    keys[None, start : start + length].transpose(1, 2),
+                    values[None, start : start + length].transpose(1, 2),
+                    None,
+                )
+                for query, (start, length) in zip(queries, layout.on_host, strict=True)
+            ]
+            return torch.cat(attended).squeeze(2)
+        # Slots at equal distances are seen as one tensor, without copying them; those between that do not run come along.
+        first, step, num_slots, longest = grid
+        places = torch.tensor([(start - first) // step for start, _ in layout.on_host])
+        lengths = torch.ones(num_slots, 1, 1, 1, dtype=torch.int64)
+        lengths[places, 0, 0, 0] = torch.tensor([length for _, length in layout.on_host])
+        query = queries.new_zeros(num_slots, *queries.shape[1:]).index_copy_(0, places, queries).unsqueeze(2)  # [slots, H, 1, E]
+        token = keys.stride(0)
+        held_keys, held_values = (
+            tensor[first:].as_strided(
+                (num_slots, keys.shape[1], longest, keys.shape[2]),
+                (step * token, keys.stride(1), token, keys.stride(2)),
+                tensor.storage_offset() + first * token,
             )
+            for tensor in (keys, values)
+        )
+        mask = torch.arange(longest) < lengths  # [slots, 1, 1, longest]
+        return attend(query, held_keys, held_values, mask).squeeze(2)[places]
+
+    def _attend_to_gathered(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: DecodeLayout
+    ) -> torch.Tensor:
+        """By places that only the device knows."""
         places = torch.arange(layout.max_keys, device=queries.device)
         is_held = places <= layout.positions[:, None]  # [B, K]
         rows = layout.starts[:, None] + places * is_held  # [B, K]
         held_keys, held_values = (tensor[rows].transpose(1, 2) for tensor in (keys, values))  # [B, G, K, E]
-        outputs = scaled_dot_product_attention(
-            queries.unsqueeze(2), held_keys, held_values, attn_mask=is_held[:, None, None], enable_gqa=True
-        )
-        return outputs.squeeze(2)
+        return attend(queries.unsqueeze(2), held_keys, held_values, is_held[:, None, None]).squeeze(2)
 
 
-def _attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Attention of the last tokens `[S, H, E]` of a prompt to all its tokens `[K, G, E]`, each to those up to itself."""
-    num_queries, num_keys = len(queries), len(keys)
-    mask = None
-    if 1 < num_queries < num_keys:
-        mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=queries.device).tril(num_keys - num_queries)
-    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries, keys, values))  # [1, H or G, S or K, E]
-    output = scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=num_queries > 1 and mask is None, enable_gqa=True
-    )
-    return output.squeeze(0).transpose(0, 1)
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention in whatever way is fastest on the device.
+
+    Args:
+        query: `[B, H, S, E]`.
+        key: `[B, G, K, E]`; H is a multiple of G.
+        value: `[B, G, K, E]`.
+        mask: bool, broadcast to `[B, H, S, K]`, true where a query sees a key; None: it sees all.
+
+    Returns:
+        `[B, H, S, E]`.
+    """
+    if query.device.type == "cpu" and query.dtype is torch.bfloat16:
+        return _attend_by_products(query, key, value, mask)
+    is_grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=is_grouped)
+
+
+def _attend_by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """As two matrix products: a CPU's are twice as fast in bfloat16, of which PyTorch's own attention makes no use."""
+    batch, num_heads, num_queries, width = query.shape
+    groups, num_keys = key.shape[1:3]
+    grouped = (query * width**-0.5).reshape(batch * groups, -1, width)  # [B * G, H / G * S, E]
+    held_keys, held_values = (tensor.reshape(batch * groups, num_keys, width) for tensor in (key, value))
+    scores = torch.bmm(grouped, held_keys.transpose(1, 2)).view(batch, num_heads, num_queries, num_keys)
+    if mask is not None:
+        scores = scores.masked_fill_(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1).view(batch * groups, -1, num_keys)
+    return torch.bmm(weights, held_values).view(batch, num_heads, num_queries, width)
+
+
+def _runs_of_one_size(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Neighbours that have as many tokens, and as many new ones."""
+    return (list(run) for _, run in groupby(segments, key=lambda each: (each.num_new, each.num_tokens)))
+
+
+def _causal_mask(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor | None:
+    """Which of the keys each of the last queries sees, bool `[S, K]`; None: a single query sees all."""
+    if num_queries == 1:
+        return None
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def _find_grid(slots: Sequence[tuple[int, int]], num_tokens: int) -> tuple[int, int, int, int] | None:
+    """Where slots stand at multiples of one distance: the first, the distance, how many there are, and the longest."""
+    starts = sorted(start for start, _ in slots)
+    longest = max(length for _, length in slots)
+    if len(starts) < _MIN_GRID_SLOTS:
+        return None
+    step = min(later - earlier for earlier, later in pairwise(starts))
+    num_slots = (starts[-1] - starts[0]) // step + 1 if step else 0
+    is_grid = step >= longest and all((start - starts[0]) % step == 0 for start in starts)
+    is_inside = starts[-1] + longest <= num_tokens
+    if not is_grid or not is_inside or num_slots > 2 * len(slots):
+        return None
+    return starts[0], step, num_slots, longest

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+import torch
+
 from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import DatasetError
@@ -17,8 +19,6 @@ from yivl_core.outputs.sample_ids import base_sample_id, image_digest
 from yivl_core.outputs.shards import ShardPlan
 from yivl_core.processing.processor import ModelInputs, Processor
 
-# PIL lets go of the interpreter while it decodes and resizes, so threads are enough.
-NUM_THREADS = min(16, os.cpu_count() or 1)
 # Rows that wait for the model, at 0.6 MB an image of Yi-VL.
 NUM_AHEAD = 64
 
@@ -94,6 +94,14 @@ class RowPreparer:
             error=error,
             preprocess_s=time.perf_counter() - started,
         )
+
+
+def num_threads(device: torch.device) -> int:
+    """How many threads to prepare rows with; PIL lets go of the interpreter while it decodes and resizes, so they are enough.
+
+    A model that runs on the CPU itself loses more by further threads than they bring.
+    """
+    return 1 if device.type == "cpu" else min(16, os.cpu_count() or 1)
 
 
 def prepare_ahead(

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.activations import ACT2FN
 
 from yivl_core.inference.linear import FusedLinear
-from yivl_core.inference.operations import Activations, Operations
+from yivl_core.inference.operations import Activations, Operations, attend
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 
 
@@ -67,7 +66,7 @@ class VisionEncoder:
             qkv = layer.qkv(layer_norm(hidden, layer.first_norm, pending, is_fp8=layer.qkv.takes_fp8))
             qkv = qkv.view(*shape[:2], 3, -1, self._head_dim)
             query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [N, H, 1 + P, E]
-            attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(hidden.shape)
+            attended = attend(query, key, value, None).transpose(1, 2).reshape(hidden.shape)
             hidden, pending = layer.output.add_to(hidden, attended)
             normed = layer_norm(hidden, layer.second_norm, pending, is_fp8=layer.up.takes_fp8)
             hidden, pending = layer.down.add_to(hidden, self._activated(layer, normed))

@@ -1,0 +1,109 @@
+"""Lines a second of the inference engine on a CPU, with the project's own model, beside transformers' `generate` in the same run.
+
+    python tests/benchmarks/bench_cpu.py --dtypes float32 bfloat16 --generate-batches 8 32 64
+
+The input are the 1,536 receipt lines of the test data (YIVL_TEST_DATA). Both start from the JPEG files in memory, and write the
+same tokens up to the stop.
+"""
+
+import argparse
+import io
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from yivl_core.data.records import Record
+from yivl_core.inference.loading import make_engine
+from yivl_core.inference.memory import plan_memory
+from yivl_core.inference.preparation import num_threads, prepare_ahead
+from yivl_core.inference.requests import Request
+from yivl_core.model.weights import load_model
+from yivl_core.processing.padding import UnpaddedPixels
+from yivl_core.processing.processor import ModelInputs, Processor
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = REPOSITORY / "data" / "nano"
+MAX_NEW_TOKENS = 40
+
+
+def main() -> None:
+    """Measure what the arguments ask for, and print a line of JSON for each figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", type=int, default=1536)
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--generate-batches", type=int, nargs="*", default=[8, 32, 64])
+    arguments = parser.parse_args()
+    folder = (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
+    files: list[bytes] = pq.read_table(folder / "val-00000-of-00001.parquet", columns=["image"])["image"].to_pylist()
+    files = files[: arguments.lines]
+    processor = Processor.from_checkpoint(MODEL)
+    for name in arguments.dtypes:
+        dtype = getattr(torch, name)
+        texts, best = _measure_engine(processor, files, dtype)
+        rates = []
+        for batch_size in arguments.generate_batches:
+            written, rate = _measure_generate(processor, files, dtype, batch_size)
+            equal = sum(one == other for one, other in zip(texts, written, strict=True))
+            rates.append(rate)
+            print(
+                json.dumps({"what": "generate", "dtype": name, "batch": batch_size, "lines/s": rate, "equal": equal}), flush=True
+            )
+        result = {"what": "engine", "dtype": name, "lines/s": best, "ratio": best / max(rates, default=best)}
+        print(json.dumps(result), flush=True)
+
+
+def _inputs(processor: Processor, file: bytes) -> ModelInputs:
+    record = Record(query="Read the text in the image.", images=("line.jpg",))
+    with Image.open(io.BytesIO(file)) as image:
+        return processor.process(record, [image.convert("RGB")], with_response=False)
+
+
+def _measure_engine(processor: Processor, files: list[bytes], dtype: torch.dtype) -> tuple[list[tuple[int, ...]], float]:
+    """The tokens of each line, and lines a second."""
+    model = load_model(MODEL, dtype=dtype)
+    engine = make_engine(model, processor, plan_memory(model.config, dtype, torch.device("cpu")))
+
+    def requests(pool: ThreadPoolExecutor) -> Iterator[Request]:
+        for number, inputs in enumerate(prepare_ahead(pool, lambda file: _inputs(processor, file), files)):
+            yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=MAX_NEW_TOKENS)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(num_threads(torch.device("cpu"))) as pool:
+        completions = dict(engine.generate(requests(pool)))
+    rate = len(files) / (time.perf_counter() - started)
+    found = [completions[number] for number in range(len(files))]
+    return [completion.token_ids for completion in found if completion], rate
+
+
+@torch.inference_mode()
+def _measure_generate(
+    processor: Processor, files: list[bytes], dtype: torch.dtype, batch_size: int
+) -> tuple[list[tuple[int, ...]], float]:
+    """The same by transformers' own loop, in batches of prompts of one length."""
+    model = load_model(MODEL, dtype=dtype)
+    stop_id = processor.tokenizer.encode("\n###")[-1]
+    written: list[tuple[int, ...]] = []
+    started = time.perf_counter()
+    for start in range(0, len(files), batch_size):
+        batch = [_inputs(processor, file) for file in files[start : start + batch_size]]
+        input_ids = torch.stack([torch.from_numpy(inputs.input_ids) for inputs in batch])
+        pixels = UnpaddedPixels.joined([inputs.pixels for inputs in batch]).squares()
+        ids = model.generate(
+            input_ids, pixel_values=processor.preprocessor.normalise(pixels).to(dtype), attention_mask=torch.ones_like(input_ids),
+            max_new_tokens=MAX_NEW_TOKENS, do_sample=False, eos_token_id=[processor.tokenizer.eos_id, stop_id], pad_token_id=0,
+        )  # fmt: skip
+        for row in ids[:, input_ids.shape[1] :].tolist():
+            end = next((place + 1 for place, token in enumerate(row) if token in (processor.tokenizer.eos_id, stop_id)), len(row))
+            written.append(tuple(row[:end]))
+    return written, len(files) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
