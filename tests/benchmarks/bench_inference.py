@@ -102,7 +102,9 @@ def _inputs(processor: Processor, store: ImageStore, path: Path) -> ModelInputs:
     pixels = processor.process(Record(query="words", images=(path.name,)), [image], with_response=False).pixels
     own = np.random.default_rng(int(path.stem)).integers(3, 60_000, PROMPT_TOKENS - PREFIX_TOKENS - 1024)
     shared = np.random.default_rng(0).integers(3, 60_000, PREFIX_TOKENS)
-    return ModelInputs(input_ids=np.concatenate([shared, np.full(1024, -200), own]), labels=None, pixels=pixels)
+    return ModelInputs(
+        input_ids=np.concatenate([shared, np.full(1024, -200), own]), labels=None, pixels=pixels, num_shared=PREFIX_TOKENS
+    )
 
 
 def _run(engine: InferenceEngine, processor: Processor, files: list[Path], new_tokens: int, *, is_mixed: bool = False) -> int:

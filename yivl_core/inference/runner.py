@@ -60,8 +60,7 @@ class RunningRequest:
 
 def prefix_length(request: Request) -> int:
     """How many tokens at the start of a prompt are kept for other prompts that start with the same."""
-    places = np.flatnonzero(request.inputs.input_ids == IMAGE_TOKEN_INDEX)
-    length = int(places[0]) if len(places) else 0
+    length = request.inputs.num_shared
     return length if MIN_PREFIX_TOKENS <= length <= PREFIX_CACHE_TOKENS else 0
 
 

@@ -10,10 +10,11 @@ from PIL import Image
 
 from yivl_core.data.records import ImageSlot, Record, conversation
 from yivl_core.errors import CheckpointError, DatasetError
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.model.files import CheckpointFiles, open_checkpoint
 from yivl_core.processing.image import ImagePreprocessor
 from yivl_core.processing.padding import UnpaddedPixels
-from yivl_core.processing.prompt import Prompt, build_prompt, shorten
+from yivl_core.processing.prompt import Prompt, build_prompt, opens_user_turn, shorten
 from yivl_core.processing.tokenization import PromptTokens, Tokenizer, tokenize_prompt
 
 
@@ -29,11 +30,14 @@ class ModelInputs:
         input_ids: int64 `[S]`; `IMAGE_TOKEN_INDEX` in each of the slots of an image.
         labels: int64 `[S]`, not shifted, `IGNORE_INDEX` where nothing is learned; None without the response.
         pixels: of its images, in the order of their slots; pixel_values before `ImagePreprocessor.normalise`.
+        num_shared: tokens at its start that every sample has which begins with an image and has the same system text; 0 where it
+            does not begin with an image.
     """
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     pixels: UnpaddedPixels
+    num_shared: int = 0
 
 
 class Processor:
@@ -98,7 +102,12 @@ class Processor:
             raise DatasetError(f"{_name(record)}{len(images)} images given for {len(record.image_addresses)} in the record")
         slots = [segment.index for segment in prompt.segments if isinstance(segment, ImageSlot)]
         pixels = self.preprocessor.to_squares([images[index] for index in slots])
-        return ModelInputs(input_ids=tokens.input_ids, labels=tokens.labels if with_response else None, pixels=pixels)
+        return ModelInputs(
+            input_ids=tokens.input_ids,
+            labels=tokens.labels if with_response else None,
+            pixels=pixels,
+            num_shared=_num_shared(prompt, tokens.input_ids),
+        )
 
     def _tokenize(self, record: Record, with_response: bool, max_length: int | None) -> tuple[Prompt, PromptTokens]:
         if with_response and record.response is None:
@@ -124,6 +133,13 @@ class Processor:
                 f"or rounds, or raise max_length (now {max_length})"
             )
         return fitting
+
+
+def _num_shared(prompt: Prompt, input_ids: npt.NDArray[np.int64]) -> int:
+    is_image_first = (
+        len(prompt.segments) > 1 and isinstance(prompt.segments[1], ImageSlot) and opens_user_turn(prompt.segments[0])
+    )
+    return int((input_ids == IMAGE_TOKEN_INDEX).argmax()) if is_image_first else 0
 
 
 def _name(record: Record) -> str:

@@ -34,6 +34,7 @@ SYSTEM_PROMPT = (
 )
 STOP_STRING = "###"
 IMAGE_PLACEHOLDER = "<image_placeholder>"
+_USER_TURN = " Human: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,17 @@ def build_prompt(messages: Sequence[Message], answer: str | None = None) -> Prom
     parts: list[Segment] = [TextSegment(f"{system}\n\n{STOP_STRING}")]
     for message in messages:
         if message.role is Role.USER:
-            parts += [TextSegment(" Human: "), *_segments(message, is_learned=False), TextSegment(f"\n{STOP_STRING} Assistant:")]
+            parts += [TextSegment(_USER_TURN), *_segments(message, is_learned=False), TextSegment(f"\n{STOP_STRING} Assistant:")]
         else:
             parts += _answer_segments(message)
     if answer is not None:
         parts += _answer_segments(Message(Role.ASSISTANT, (answer,)))
     return Prompt(tuple(_joined(parts)))
+
+
+def opens_user_turn(segment: Segment) -> bool:
+    """Whether a segment ends where the text of a user begins."""
+    return isinstance(segment, TextSegment) and segment.text.endswith(f"{STOP_STRING}{_USER_TURN}")
 
 
 def shorten(messages: Sequence[Message], answer: str | None, max_characters: int) -> tuple[list[Message], str | None]:

@@ -94,6 +94,21 @@ def test_a_record_without_images_has_none(processor: Processor) -> None:
     assert inputs.pixels.squares().shape == (0, 84, 84, 3)
 
 
+def test_what_samples_share_is_all_before_an_image_that_comes_first(processor: Processor) -> None:
+    def num_shared(query: str, *, num_images: int = 1, **fields: Any) -> int:
+        record = Record(query=query, images=("a",) * num_images, **fields)
+        inputs = processor.process(record, [plain()] * num_images, with_response=False)
+        assert inputs.num_shared in (0, int((inputs.input_ids < 0).argmax()))
+        return inputs.num_shared
+
+    shared = num_shared("What is it?")
+    assert shared > 10
+    assert num_shared("<image>Which colour?") == num_shared("And this?", num_images=2) == shared
+    assert num_shared("Now?", history=(("<image>What is it?", "A cat."),)) == shared
+    assert 0 < num_shared("What is it?", system="Be brief.") < shared
+    assert num_shared("Look: <image>") == num_shared("Words alone", num_images=0) == 0
+
+
 def test_a_missing_response_is_a_named_error(processor: Processor) -> None:
     with pytest.raises(DatasetError, match=r'record "r-7": has no "response" to learn from; add one'):
         processor.process(Record(query="hi", id="r-7"), [], with_response=True)
