@@ -152,7 +152,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: YiVLForConditionalGeneration, preprocessor: ImagePreprocessor, settings: RunnerSettings) -> None:
-        weight = model.lm_head.weight if hasattr(model.lm_head, "weight") else model.model.language_model.embed_tokens.weight
+        weight = model.model.language_model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.settings = settings
         config = model.config.text_config

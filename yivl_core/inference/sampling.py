@@ -93,6 +93,20 @@ class SamplingColumns:
             repetition_penalty=column([each.repetition_penalty for each in params], 1.0, torch.float32),
         )
 
+    def rows(self, part: slice) -> "SamplingColumns":
+        """The columns of some of the rows."""
+        return SamplingColumns(
+            temperature=_part(self.temperature, part),
+            is_greedy=self.is_greedy[part],
+            top_k=_part(self.top_k, part),
+            top_p=_part(self.top_p, part),
+            repetition_penalty=_part(self.repetition_penalty, part),
+        )
+
+
+# Sorting a row of Yi's vocabulary in double precision takes 4 MB with all that belongs to it.
+_MAX_DRAWN_ROWS = 32
+
 
 def sample(
     logits: torch.Tensor,
@@ -111,6 +125,9 @@ def sample(
     Returns:
         int64 `[B]`. Of tokens that are equally likely, greedy takes the one with the lowest id.
     """
+    if columns.temperature is not None and len(logits) > _MAX_DRAWN_ROWS:
+        parts = [slice(start, start + _MAX_DRAWN_ROWS) for start in range(0, len(logits), _MAX_DRAWN_ROWS)]
+        return torch.cat([sample(logits[part], columns.rows(part), _part(numbers, part), _part(seen, part)) for part in parts])
     if columns.repetition_penalty is not None:
         assert seen is not None, "a repetition penalty needs to know what was seen"
         logits = penalise_repetition(logits, seen, columns.repetition_penalty)
@@ -126,6 +143,10 @@ def sample(
     if columns.top_p is not None:
         logits = keep_top_p(logits, columns.top_p)
     return torch.where(columns.is_greedy, likeliest, _draw(logits, numbers))
+
+
+def _part(tensor: torch.Tensor | None, part: slice) -> torch.Tensor | None:
+    return None if tensor is None else tensor[part]
 
 
 def draw_number(generator: torch.Generator) -> float:

@@ -153,6 +153,19 @@ def test_rows_with_params_of_their_own_get_what_each_would_get_alone() -> None:
             assert together[row] == alone[0], params
 
 
+def test_many_rows_are_drawn_in_parts_and_get_what_each_would_get_alone() -> None:
+    kinds = [SamplingParams(), SamplingParams(temperature=1.2, top_k=9, repetition_penalty=1.3), SamplingParams(top_p=0.5)] * 30
+    logits = random_logits(1, rows=90)
+    seen = torch.rand(90, 50, generator=torch.Generator().manual_seed(2)) < 0.3
+    numbers = torch.rand(90, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    together = sampling.sample(logits, SamplingColumns.of(kinds, 50), numbers, seen)
+    alone = [
+        sampling.sample(logits[row : row + 1], SamplingColumns.of([kinds[row]], 50), numbers[row : row + 1], seen[row : row + 1])
+        for row in range(90)
+    ]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def test_streams_depend_on_seed_and_record_and_go_on() -> None:
     def numbers(seed: int, name: str) -> list[int]:
         params = SamplingParams(temperature=1.0, seed=seed)
