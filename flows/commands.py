@@ -72,9 +72,10 @@ def _describe_merge(summary: MergeSummary) -> str:
 
 def _describe_inference(summary: InferenceSummary) -> str:
     reasons = ", ".join(f"{number} by {reason}" for reason, number in sorted(summary.num_by_finish_reason.items()))
+    sizes = f"\n{summary.sizes}" if summary.sizes else ""
     return (
         f"{summary.num_records} records in {summary.num_shards_done} of {summary.num_shards} parts: ended {reasons}\n"
-        f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s\n"
+        f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s{sizes}\n"
         f"predictions {summary.output}"
     )
 

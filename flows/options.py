@@ -111,7 +111,7 @@ def _add_option(parser: argparse._ActionsContainer, option: str, place: str, inf
 
 def _help(info: FieldInfo) -> str:
     text = info.description or ""
-    if info.is_required() or info.default is None or "default:" in text:
+    if info.is_required() or info.default in (None, ()) or "default:" in text:
         return text.replace("%", "%%")
     default = {True: "on", False: "off"}[info.default] if isinstance(info.default, bool) else info.default
     return f"{text} (default: {default})".replace("%", "%%")

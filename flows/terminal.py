@@ -76,8 +76,9 @@ class Terminal:
     def _show_line(self, progress: Progress, is_new: bool) -> None:
         if is_new:
             self._say_last()
+        has_news = bool(progress.message) and (self._last is None or progress.message != self._last.message)
         self._last, self._is_said = progress, False
-        if is_new or time.monotonic() - self._said_at >= LINE_EVERY_S:
+        if is_new or has_news or time.monotonic() - self._said_at >= LINE_EVERY_S:
             self._say_last()
 
     def _say_last(self) -> None:

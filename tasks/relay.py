@@ -28,16 +28,17 @@ class ProgressRelay:
         self._logger = get_run_logger()
         self._key = f"{stage}-progress"
         self._artifact_id: UUID | None = None
-        self._last_stage = ""
+        self._last_stage = self._last_message = ""
         self._logged_at = self._updated_at = 0.0
 
     def __call__(self, progress: Progress) -> None:
         """Pass one step on."""
         watcher.get()(progress)
         now = time.monotonic()
+        has_news = bool(progress.message) and progress.message != self._last_message
         is_turn = progress.stage != self._last_stage or progress.done == progress.total
-        self._last_stage = progress.stage
-        if is_turn or now - self._logged_at >= LOG_EVERY_S:
+        self._last_stage, self._last_message = progress.stage, progress.message
+        if is_turn or has_news or now - self._logged_at >= LOG_EVERY_S:
             self._logged_at = now
             self._logger.info(describe(progress))
         if is_turn or now - self._updated_at >= UPDATE_EVERY_S:

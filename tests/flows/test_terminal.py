@@ -36,6 +36,13 @@ def test_a_line_tells_figures_and_message():
     assert shown(progress) == "train: 1 steps, loss 0.1235, warming up\n"
 
 
+def test_a_new_message_gets_a_line_at_once_and_an_old_one_does_not():
+    lines = shown(
+        step(0, message="loading"), step(0, message="8 at a time"), step(1, message="8 at a time"), step(2)
+    ).splitlines()
+    assert lines == ["train: 0/4 steps, loading", "train: 0/4 steps, 8 at a time", "train: 2/4 steps"]
+
+
 def test_bars_keep_the_latest_figures_of_a_stage():
     text = shown(step(1, figures={"loss": 0.5}), step(4), is_terminal=True)
     last = [line for line in text.splitlines() if "train" in line][-1]

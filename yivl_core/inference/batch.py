@@ -107,8 +107,8 @@ class _Worker:
         self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
         self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
-        self._engine, sizes = load_engine(config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype)
-        self._report(sizes)
+        self._engine, self.sizes = load_engine(config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype)
+        self._report(self.sizes)
         self._params = SamplingParams.from_settings(config)
         self.invariance: dict[str, int] | None = None
 
@@ -334,5 +334,6 @@ def _summarise(
         runtime_s=runtime_s,
         records_per_s=worker.num_by_finish_reason.total() / inference_s if worker else 0.0,
         completion_tokens=worker.num_tokens if worker else 0,
+        sizes=worker.sizes if worker else "",
         invariance=worker.invariance if worker else None,
     )

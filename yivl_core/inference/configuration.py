@@ -130,6 +130,7 @@ class InferenceSummary:
         runtime_s: seconds of this call, loading included.
         records_per_s: records of this call a second, loading left out.
         completion_tokens: tokens written by this call.
+        sizes: what the engine chose for this device and its memory, in words; empty where nothing was to be done.
         invariance: how many records were answered in several ways before the run, and how many of them came out differently; None
             where that was not asked for.
     """
@@ -144,4 +145,5 @@ class InferenceSummary:
     runtime_s: float
     records_per_s: float
     completion_tokens: int
+    sizes: str = ""
     invariance: dict[str, int] | None = None

@@ -511,6 +511,13 @@ def test_progress_counts_records_to_the_end(infer: Infer) -> None:
     assert {event.total for event in events if event.stage == "infer"} == {12}
 
 
+def test_what_the_engine_chose_is_told(infer: Infer) -> None:
+    events: list[Progress] = []
+    summary = infer(on_progress=events.append, batch_size=5)
+    assert re.fullmatch(r"5 records at a time, \d+ tokens of keys and values, .* of memory \(weights .*\)", summary.sizes)
+    assert summary.sizes in {event.message for event in events}
+
+
 def test_batch_size_is_what_is_answered_at_a_time(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     whole = ModelRunner.decode
