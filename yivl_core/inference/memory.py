@@ -7,6 +7,7 @@ Shapes: D width of the decoder, F width of its MLP, V vocabulary, C width of the
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -100,7 +101,8 @@ def plan_memory(
             f"{str(dtype).removeprefix('torch.')}); leave it out"
         )
     wanted = num_rows or (MAX_ROWS if is_gpu else _CPU_ROWS)
-    loaded_bytes, weight_bytes = _weight_bytes(config, dtype, is_fp8=False), _weight_bytes(config, dtype, is_fp8=is_fp8)
+    shapes = expected_shapes(config)
+    loaded_bytes, weight_bytes = (_weight_bytes(shapes, dtype, is_fp8=rounded) for rounded in (False, is_fp8))
     budget = _budget(device, gpu_memory_gb, loaded_bytes if is_loaded else 0)
     max_positions: int = config.text_config.max_position_embeddings
     per_token = _bytes_per_token(config, dtype)
@@ -161,7 +163,7 @@ def _budget(device: torch.device, gpu_memory_gb: float | None, taken: int) -> in
     return int(gpu_memory_gb * 1e9)
 
 
-def _weight_bytes(config: YiVLConfig, dtype: torch.dtype, *, is_fp8: bool) -> int:
+def _weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, is_fp8: bool) -> int:
     """Bytes of all parameters; with 8 bits the layers' matrices have one a parameter, and a scale for each output."""
 
     def size(name: str, shape: tuple[int, ...]) -> int:
@@ -169,7 +171,7 @@ def _weight_bytes(config: YiVLConfig, dtype: torch.dtype, *, is_fp8: bool) -> in
             return math.prod(shape) + 4 * shape[0]
         return math.prod(shape) * dtype.itemsize
 
-    return sum(size(name, shape) for name, shape in expected_shapes(config).items())
+    return sum(size(name, shape) for name, shape in shapes.items())
 
 
 def _bytes_per_token(config: YiVLConfig, dtype: torch.dtype) -> int:
