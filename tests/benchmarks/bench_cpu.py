@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from shapes import profiled
 
 from yivl_core.data.records import Record
 from yivl_core.inference.loading import make_engine
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=1536)
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--generate-batches", type=int, nargs="*", default=[8, 32, 64])
+    parser.add_argument("--profile", action="store_true", help="which operators take the time")
     arguments = parser.parse_args()
     folder = (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
     files: list[bytes] = pq.read_table(folder / "val-00000-of-00001.parquet", columns=["image"])["image"].to_pylist()
@@ -55,6 +57,9 @@ def main() -> None:
             print(
                 json.dumps({"what": "generate", "dtype": name, "batch": batch_size, "lines/s": rate, "equal": equal}), flush=True
             )
+        if arguments.profile:
+            for line in profiled(lambda used=dtype: _measure_engine(processor, files, used)):
+                print(json.dumps({"profile": name, **line}), flush=True)
         result = {"what": "engine", "dtype": name, "lines/s": best, "ratio": best / max(rates, default=best)}
         print(json.dumps(result), flush=True)
 

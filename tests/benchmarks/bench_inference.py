@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from shapes import measure_peaks, operations_per_image, random_model, random_processor, write_photographs
+from shapes import measure_peaks, operations_per_image, profiled, random_model, random_processor, write_photographs
 
 from yivl_core.data.images import ImageReference, ImageStore
 from yivl_core.data.records import Record
@@ -69,6 +69,11 @@ def main() -> None:
             if best:
                 figures["ratio to generate"] = figures["images/s"] / best
             print(json.dumps(figures), flush=True)
+        if arguments.profile:
+            # One token: prefills alone; 17 tokens: with 16 decodes.
+            for new_tokens in (1, 17):
+                for line in profiled(lambda limit=new_tokens: _run(engine, processor, files[:256], limit)):
+                    print(json.dumps({"profile": f"{min(256, len(files))} images, {new_tokens} tokens", **line}), flush=True)
         if arguments.verify_invariance:
             requests = [
                 Request(sample_id=path.stem, inputs=_inputs(processor, ImageStore(), path), max_new_tokens=arguments.new_tokens)
@@ -91,6 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--fp8", action="store_true", help="8-bit matrix products")
     parser.add_argument("--verify-invariance", type=int, default=0, help="records to answer in several ways")
     parser.add_argument("--generate-batches", type=int, nargs="*", default=[64, 128])
+    parser.add_argument("--profile", action="store_true", help="which kernels take the time")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the JPEG files are kept; default: a temporary folder")
     return parser.parse_args()

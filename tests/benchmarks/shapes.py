@@ -121,6 +121,26 @@ def median_ms(run: Callable[[], object], repeats: int = 5) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def profiled(run: Callable[[], object], *, num_lines: int = 14) -> list[dict[str, float | str]]:
+    """The kernels, or on a CPU the operators, that take the most time in a run: milliseconds of all calls together, and calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    has_gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if has_gpu else ProfilerActivity.CPU]) as found:
+        run()
+        if has_gpu:
+            torch.cuda.synchronize()
+    times = [
+        (event.self_device_time_total if has_gpu else event.self_cpu_time_total, event.count, event.key)
+        for event in found.key_averages()
+    ]
+    total = sum(time for time, _, _ in times)
+    lines: list[dict[str, float | str]] = [{"ms": total / 1e3, "what": "all"}]
+    return lines + [
+        {"ms": time / 1e3, "calls": count, "what": key[:80]} for time, count, key in sorted(times, reverse=True)[:num_lines]
+    ]
+
+
 def measure_peaks(dtype: torch.dtype, seconds: float = 2.0) -> tuple[float, float]:
     """TFLOP/s of a large matrix product while the GPU is warm, and TB/s of a large copy, bytes read and written."""
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=dtype)
