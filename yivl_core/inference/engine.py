@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from yivl_core.inference.prefixes import prefix_length
 from yivl_core.inference.requests import NO_TOKEN, Answer, Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult, prefix_length
+from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
 from yivl_core.inference.scheduler import Decode, Generation, Prefill, Scheduler
 from yivl_core.processing.tokenization import Tokenizer
 

@@ -30,7 +30,6 @@ class FusedLinear:
 
     def __init__(self, *layers: nn.Module, is_fp8: bool = False) -> None:
         plain = [_plain(layer) for layer in layers]
-        self.num_inputs = plain[0].in_features
         self.num_outputs = sum(layer.out_features for layer in plain)
         self.bias = _joined_bias(plain)  # [N]
         self.lora_a, self.lora_b = _joined_adapter(layers, plain)  # [R, K], [N, R]

@@ -6,6 +6,7 @@ from typing import Protocol, cast
 
 import torch
 
+from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
@@ -51,7 +52,7 @@ def load_engine(
 
     Raises:
         CheckpointError: a folder is broken, or the two do not fit each other.
-        ConfigurationError: the model does not fit into memory.
+        ConfigurationError: the model does not fit into memory, or the adapter is of a kind that goes with none of the settings.
     """
     plan = plan_memory(
         read_config(base),
@@ -67,9 +68,21 @@ def load_engine(
     if adapter:
         model = cast(YiVLForConditionalGeneration, load_adapter(model, Path(adapter)).get_base_model())
         if not is_plain_lora(model):
+            _require_nothing_of_the_engine(settings, adapter)
             batch_size = settings.batch_size or RECORD_BATCH_SIZE
             return RecordEngine(model, processor, batch_size), f"{batch_size} records at a time with the model of record"
     return make_engine(model, processor, plan), str(plan)
+
+
+def _require_nothing_of_the_engine(settings: EngineSettings, adapter: str | Path) -> None:
+    """Nothing, if the model of record can do what is asked for."""
+    asked = [name for name in ("gpu_memory", "batch_invariant") if getattr(settings, name)]
+    asked += ["quantization"] if settings.quantization != "none" else []
+    if asked:
+        raise ConfigurationError(
+            f"{adapter}: this adapter is no plain LoRA, so the model of record answers, which does not know {', '.join(asked)}; "
+            "leave that out, or merge the adapter where that is possible"
+        )
 
 
 def make_engine(model: YiVLForConditionalGeneration, processor: Processor, plan: MemoryPlan) -> InferenceEngine:

@@ -15,7 +15,8 @@ import torch
 
 from yivl_core.errors import ConfigurationError
 from yivl_core.inference.kv_cache import KeyValueCache
-from yivl_core.inference.runner import PREFIX_CACHE_TOKENS, RunnerSettings
+from yivl_core.inference.prefixes import PREFIX_CACHE_TOKENS
+from yivl_core.inference.runner import MAX_RECORDED_PREFILLS, RunnerSettings
 from yivl_core.model.configuration import YiVLConfig
 from yivl_core.model.weights import expected_shapes
 
@@ -32,6 +33,8 @@ _ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.3, 500_000_000
 _SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
 _USUAL_TOKENS = 1280
+# With fewer rows than this, memory is better spent on more of them than on larger or recorded steps.
+_MANY_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,8 @@ def plan_memory(
         ConfigurationError: the model with one request does not fit, or the device has no 8-bit products.
     """
     is_gpu = device.type == "cuda"
+    if gpu_memory_gb is not None and not is_gpu:
+        raise ConfigurationError(f"gpu_memory {gpu_memory_gb:g} is for GPUs, and the device is {device}; leave it out")
     if is_fp8 and is_plain:
         raise ConfigurationError("quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa', or the quantization")
     if is_fp8 and not (is_gpu and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16):
@@ -113,15 +118,22 @@ def plan_memory(
         left = budget - weight_bytes - work_bytes - (_CONTEXT_BYTES if is_gpu else 0)
         tokens = left // per_token - PREFIX_CACHE_TOKENS - 1
         # Smaller steps where the room is better spent on rows: decoding pays off by the row.
-        if prefill_tokens // 2 < max_positions or tokens >= min(wanted, 64) * _USUAL_TOKENS:
+        if prefill_tokens // 2 < max_positions or tokens >= min(wanted, _MANY_ROWS) * _USUAL_TOKENS:
             break
         prefill_tokens //= 2
-    if tokens < max_positions:
-        needed = weight_bytes + work_bytes + _CONTEXT_BYTES + (max_positions + PREFIX_CACHE_TOKENS + 1) * per_token
+    context_bytes = _CONTEXT_BYTES if is_gpu else 0
+    needed = weight_bytes + work_bytes + context_bytes + (max_positions + PREFIX_CACHE_TOKENS + 1) * per_token
+    if max(needed, loaded_bytes + context_bytes) > budget:
+        remedy = "give a higher gpu_memory, or use a larger device" if is_gpu else "use dtype bfloat16, or more memory"
         raise ConfigurationError(
-            f"the model does not fit: it needs {_gb(needed)} on {device} to answer one record of {max_positions} tokens "
-            f"(weights {_gb(weight_bytes)}), and {_gb(budget)} may be used; give a higher gpu_memory, or use a larger device"
+            f"the model does not fit: it needs {_gb(max(needed, loaded_bytes + context_bytes))} on {device} to be loaded and to "
+            f"answer one record of {max_positions} tokens (weights {_gb(loaded_bytes)}), and {_gb(budget)} may be used; {remedy}"
         )
+    recording_bytes = _recording_bytes(config, dtype, prefill_tokens, images) if is_gpu and not is_plain else 0
+    records_prefills = 0 < recording_bytes <= (tokens - min(wanted, _MANY_ROWS) * _USUAL_TOKENS) * per_token
+    if records_prefills:
+        work_bytes += recording_bytes
+        tokens -= -(-recording_bytes // per_token)
     cache_tokens = min(tokens, wanted * max_positions)
     prefill_rows = max(1, prefill_tokens // (config.num_image_tokens + 1))
     rows = wanted
@@ -138,11 +150,12 @@ def plan_memory(
             is_invariant=is_invariant,
             is_fp8=is_fp8,
             is_plain=is_plain,
+            records_prefills=records_prefills,
         ),
         weight_bytes=weight_bytes,
         cache_bytes=(cache_tokens + PREFIX_CACHE_TOKENS + 1) * per_token,
         work_bytes=work_bytes,
-        context_bytes=_CONTEXT_BYTES if is_gpu else 0,
+        context_bytes=context_bytes,
     )
 
 
@@ -186,13 +199,25 @@ def _bytes_per_token(config: YiVLConfig, dtype: torch.dtype) -> int:
 
 def _work_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int, num_rows: int) -> int:
     """What steps take beside weights and cache: an MLP of a prefill with its residual, a layer of the tower, logits."""
-    text, vision = config.text_config, config.vision_config
-    layers = prefill_tokens * (text.hidden_size + 3 * text.intermediate_size) * dtype.itemsize
-    pixels = images * 3 * vision.image_size**2 * (1 + 2 * 4 + dtype.itemsize)
-    tower = images * config.num_image_tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
+    text, image_size = config.text_config, config.vision_config.image_size
+    pixels = images * 3 * image_size**2 * (1 + 2 * 4 + dtype.itemsize)
     embeds = 2 * prefill_tokens * text.hidden_size * dtype.itemsize
     logits = num_rows * text.vocab_size * (dtype.itemsize + 4 + 4 + 1)
-    return int(_ALLOCATOR_FACTOR * (layers + pixels + tower + embeds + logits))
+    return int(_ALLOCATOR_FACTOR * (_layer_bytes(config, dtype, prefill_tokens, images) + pixels + embeds + logits))
+
+
+def _recording_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int) -> int:
+    """What recorded prefills take beside those that are not: the largest step a second time, and inputs of their own."""
+    embeds = MAX_RECORDED_PREFILLS * prefill_tokens * config.text_config.hidden_size * dtype.itemsize
+    return int(_ALLOCATOR_FACTOR * (_layer_bytes(config, dtype, prefill_tokens, images) + embeds))
+
+
+def _layer_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int) -> int:
+    """An MLP of the decoder with its residual, and one of the tower."""
+    text, vision = config.text_config, config.vision_config
+    decoder = prefill_tokens * (text.hidden_size + 3 * text.intermediate_size)
+    tower = images * config.num_image_tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
+    return int((decoder + tower) * dtype.itemsize)
 
 
 def _gb(num_bytes: int) -> str:

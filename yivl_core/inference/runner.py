@@ -4,9 +4,8 @@ What it is told to do it only orders from a GPU; results are looked at a step la
 keep their last token, position and place in the cache on the device, so that a step needs nothing from the one before.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +16,19 @@ from yivl_core.inference.graphs import RecordedSteps
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.layout import DecodeLayout, Padding, PrefillLayout, Segment, send
 from yivl_core.inference.operations import Operations, PlainOperations
+from yivl_core.inference.prefixes import KeptPrefixes
 from yivl_core.inference.requests import NO_TOKEN, Answer, Request
 from yivl_core.inference.sampling import SamplingColumns, SamplingParams, mark_seen, sample
 from yivl_core.inference.scheduler import Generation
-from yivl_core.inference.slots import SlotAllocator
 from yivl_core.inference.vision import VisionEncoder
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.image import ImagePreprocessor
 from yivl_core.processing.padding import UnpaddedPixels
 
-# A text before the first image that is shorter is computed with each prompt: its own step would cost more.
-MIN_PREFIX_TOKENS = 16
-PREFIX_CACHE_TOKENS = 1024
 # Tokens that prefills are filled up to a multiple of, so that few sizes come up; half of it for small ones.
 _PREFILL_UNIT = 256
+MAX_RECORDED_PREFILLS = 4
 _DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
 
 
@@ -56,12 +53,6 @@ class RunningRequest:
     def prefix_length(self) -> int:
         """Tokens before the first image, which many prompts share; 0 where there are few."""
         return self.generation.prompt_tokens - self.generation.new_tokens
-
-
-def prefix_length(request: Request) -> int:
-    """How many tokens at the start of a prompt are kept for other prompts that start with the same."""
-    length = request.inputs.num_shared
-    return length if MIN_PREFIX_TOKENS <= length <= PREFIX_CACHE_TOKENS else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +93,7 @@ class RunnerSettings:
             gets the same tokens whatever runs beside it.
         is_fp8: whether the matrix products of all layers are in 8 bits.
         is_plain: whether to do without kernels where there would be some.
+        records_prefills: whether prefills and the tower are recorded too where decodes are; it takes their memory twice.
     """
 
     num_rows: int
@@ -112,28 +104,7 @@ class RunnerSettings:
     is_invariant: bool = False
     is_fp8: bool = False
     is_plain: bool = False
-
-
-@dataclass(slots=True)
-class _Prefixes:
-    """Starts of prompts whose keys and values are kept, in a part of the cache that is theirs."""
-
-    slots: SlotAllocator
-    places: OrderedDict[bytes, tuple[int, int]] = field(default_factory=OrderedDict)  # tokens -> start, length
-
-    def find(self, token_ids: bytes) -> tuple[int, int] | None:
-        if token_ids not in self.places:
-            return None
-        self.places.move_to_end(token_ids)
-        return self.places[token_ids]
-
-    def make_room(self, length: int) -> int:
-        """The start of a stretch; those that were not used for longest give way."""
-        start = self.slots.take(length)
-        while start is None:
-            self.slots.give_back(*self.places.popitem(last=False)[1])
-            start = self.slots.take(length)
-        return start
+    records_prefills: bool = True
 
 
 class ModelRunner:
@@ -166,18 +137,18 @@ class ModelRunner:
         self._num_image_tokens: int = model.config.num_image_tokens
         self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
         self.decoder = Decoder(model, operations, is_fp8=settings.is_fp8)
+        self._prefixes = KeptPrefixes()
         # Behind the slots stand the kept prefixes, and one token for rows that are there to fill a batch.
         self._cache = KeyValueCache(
             num_layers=self.decoder.num_layers,
             num_heads=self.decoder.num_key_value_heads,
             head_dim=self.decoder.head_dim,
-            num_tokens=settings.cache_tokens + PREFIX_CACHE_TOKENS + 1,
+            num_tokens=settings.cache_tokens + self._prefixes.num_tokens + 1,
             dtype=self.dtype,
             device=self.device,
         )
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what joining the layers' weights has left behind
-        self._prefixes = _Prefixes(SlotAllocator(PREFIX_CACHE_TOKENS))
         self._token_ids, self._positions, self._starts = torch.zeros(
             3, settings.num_rows + 1, dtype=torch.int64, device=self.device
         )
@@ -215,11 +186,13 @@ class ModelRunner:
             size = min((rows for rows in _DECODE_ROWS if size <= rows <= self.settings.num_rows), default=self.settings.num_rows)
         rows = send(self._rows_of(running, size), self.device)
         if self._recorded is not None:
-            logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,))
+            logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,), len(_DECODE_ROWS))
             if all(_is_plain(each.request) for each in running):
                 return self._result(running, token_ids[: len(running)], None)
         else:
-            logits = self._decode(rows, self._places_on_host(running, size))
+            places = self._places_on_host(running, size)
+            longest = max(length for _, length in places)
+            logits = self._decode(rows, None if self.device.type == "cuda" else places, longest)
         return self._choose(running, logits[: len(running)], rows[: len(running)])
 
     def _rows_of(self, running: Sequence[RunningRequest], size: int) -> npt.NDArray[np.int64]:
@@ -228,26 +201,22 @@ class ModelRunner:
         rows[: len(running)] = [each.generation.row for each in running]
         return rows
 
-    def _places_on_host(self, running: Sequence[RunningRequest], size: int) -> list[tuple[int, int]] | None:
-        """Start and length of what each row attends to; None on a GPU, which knows by itself."""
-        if self.device.type == "cuda":
-            return None
+    def _places_on_host(self, running: Sequence[RunningRequest], size: int) -> list[tuple[int, int]]:
+        """Start and length of what each row attends to."""
         # The token that is read has been ordered in the step before, so one less than is scheduled now is in the answer.
         places = [(each.generation.start, each.generation.prompt_tokens + each.generation.num_scheduled - 1) for each in running]
         return places + [(self._cache.num_tokens - 1, 1)] * (size - len(running))
 
-    def _decode(self, rows: torch.Tensor, on_host: Sequence[tuple[int, int]] | None) -> torch.Tensor:
+    def _decode(self, rows: torch.Tensor, on_host: Sequence[tuple[int, int]] | None, max_keys: int) -> torch.Tensor:
         """Logits of one more token for each of the rows, whose positions move on."""
-        layout = DecodeLayout(
-            positions=self._positions[rows], starts=self._starts[rows], on_host=on_host, max_keys=self.max_positions
-        )
+        layout = DecodeLayout(positions=self._positions[rows], starts=self._starts[rows], on_host=on_host, max_keys=max_keys)
         logits = self.decoder.decode(self._token_ids[rows], layout, self._cache)
         self._positions[rows] = torch.where(rows == self.settings.num_rows, 0, layout.positions + 1)
         return logits
 
     def _decode_greedily(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, and the likeliest token of each row, which is taken unless another one is."""
-        logits = self._decode(rows, None)
+        logits = self._decode(rows, None, self.max_positions)
         token_ids = greedy(logits)
         self._token_ids[rows] = token_ids.clamp(min=0)
         return logits, token_ids
@@ -259,13 +228,13 @@ class ModelRunner:
         padding = self._padding(len(input_ids))
         embeds = self._embed(input_ids, padding.num_tokens if padding else len(input_ids), running)
         layout = PrefillLayout.of(segments, self.device, padding)
-        if self._recorded is None:
+        if self._recorded is None or not self.settings.records_prefills:
             return self.decoder.prefill(embeds, layout, self._cache)
 
         def step(embeds: torch.Tensor, *places: torch.Tensor) -> tuple[torch.Tensor]:
             return (self.decoder.prefill(embeds, layout.with_tensors(places), self._cache),)
 
-        return self._recorded.run("prefill", step, (embeds, *layout.tensors))[0]
+        return self._recorded.run("prefill", step, (embeds, *layout.tensors), MAX_RECORDED_PREFILLS)[0]
 
     def _padding(self, num_tokens: int) -> Padding | None:
         """The size that a prefill of so many tokens is filled up to; None where sizes need not be alike."""
@@ -286,11 +255,12 @@ class ModelRunner:
             if not length:
                 continue
             input_ids = each.request.inputs.input_ids[:length]
-            if self._prefixes.find(input_ids.tobytes()) is None:
+            found = self._prefixes.find(input_ids)
+            if found is None:
                 # What is kept may have to give way to the new one, and is copied before.
                 self._copy(copies)
-                self._compute_prefix(input_ids)
-            start = self.settings.cache_tokens + self._prefixes.places[input_ids.tobytes()][0]
+                found = self._compute_prefix(input_ids)
+            start = self.settings.cache_tokens + found
             target = each.generation.start
             copies.append((np.arange(start, start + length), np.arange(target, target + length)))
         self._copy(copies)
@@ -302,16 +272,12 @@ class ModelRunner:
             self._cache.copy(sources, targets)
             copies.clear()
 
-    def _compute_prefix(self, input_ids: npt.NDArray[np.int64]) -> None:
-        """Computes the start of a prompt, to be kept; it is kept only if that succeeds."""
-        length = len(input_ids)
-        start = self._prefixes.make_room(length)
-        try:
-            self._compute([Segment(start=self.settings.cache_tokens + start, num_cached=0, num_tokens=length)], input_ids, [])
-        except BaseException:
-            self._prefixes.slots.give_back(start, length)
-            raise
-        self._prefixes.places[input_ids.tobytes()] = start, length
+    def _compute_prefix(self, input_ids: npt.NDArray[np.int64]) -> int:
+        """Computes the start of a prompt, to be kept; where it stands."""
+        with self._prefixes.room_for(input_ids) as start:
+            segment = Segment(start=self.settings.cache_tokens + start, num_cached=0, num_tokens=len(input_ids))
+            self._compute([segment], input_ids, [])
+        return start
 
     def _embed(self, input_ids: npt.NDArray[np.int64], size: int, running: Sequence[RunningRequest]) -> torch.Tensor:
         """Embeddings `[S, D]` of the tokens, filled up to a size, with image features in their places."""
@@ -338,8 +304,8 @@ class ModelRunner:
         if self.settings.is_invariant:
             squares = torch.cat([squares, squares.new_zeros(most - num_images, *squares.shape[1:])])
         pixel_values = self._preprocessor.normalise(squares).to(self.dtype)
-        if self._recorded is not None and len(pixel_values) == most:
-            return self._recorded.run("vision", lambda values: (self._vision(values),), (pixel_values,))[0][:num_images]
+        if self._recorded is not None and self.settings.records_prefills and len(pixel_values) == most:
+            return self._recorded.run("vision", lambda values: (self._vision(values),), (pixel_values,), 1)[0][:num_images]
         return self._vision(pixel_values)[:num_images]
 
     def _mark_prompts(self, running: Sequence[RunningRequest]) -> None:

@@ -74,12 +74,11 @@ class Scheduler:
         prefill_tokens: most tokens that one prefill computes; a longer prompt gets one of its own.
 
     Attributes:
-        num_rows, cache_tokens: as given.
+        cache_tokens: as given.
         is_input_over: whether no more requests will be added; set by whoever adds them.
     """
 
     def __init__(self, *, num_rows: int, cache_tokens: int, prefill_rows: int, prefill_tokens: int) -> None:
-        self.num_rows = num_rows
         self.cache_tokens = cache_tokens
         self.is_input_over = False
         self._prefill_rows = _group_size(num_rows, prefill_rows)

@@ -1,8 +1,8 @@
 """Slots: which stretch of the key-value cache belongs to whom. Plain Python, no torch.
 
 ```
-tokens of the cache   0        P                                   num_tokens
-                      | prefix | slot a      | free | slot b   | free |
+tokens of the cache   0                                   num_tokens
+                      | slot a      | free | slot b   | free |
 ```
 
 A slot is one stretch as long as its request can become, taken when the request starts and given back when it ends, so that no

@@ -35,11 +35,6 @@ Infer = Callable[..., InferenceSummary]
 MakeDataset = Callable[..., Path]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def merged(trained: TrainingSummary, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model whose answers differ from record to record; not to be written to."""

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from yivl_core.data.records import Record
-from yivl_core.inference import runner as runner_module
+from yivl_core.inference import prefixes as prefixes_module
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.layout import PrefillLayout
+from yivl_core.inference.prefixes import prefix_length
 from yivl_core.inference.requests import Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunnerSettings, RunningRequest, StepResult, prefix_length
+from yivl_core.inference.runner import ModelRunner, RunnerSettings, RunningRequest, StepResult
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.model.modeling import YiVLForConditionalGeneration
-from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
 
 MAX_NEW_TOKENS = 16
@@ -33,22 +33,6 @@ SHARED_START = "This is how a long text begins that many prompts share, word by 
 
 MakeEngine = Callable[..., InferenceEngine]
 Ask = Callable[..., Request]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model(reference: Path) -> YiVLForConditionalGeneration:
-    """The model of record; not to be emptied."""
-    return load_model(reference / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def processor(reference: Path) -> Processor:
-    return Processor.from_checkpoint(reference / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +510,7 @@ def test_a_shared_start_is_computed_once_and_changes_no_answer(
     for _ in range(2):
         assert_alike(answers(keeping, sharing), expected)
     assert sorted(computed) == lengths[1:]
-    monkeypatch.setattr(runner_module, "MIN_PREFIX_TOKENS", 10_000)
+    monkeypatch.setattr(prefixes_module, "MIN_PREFIX_TOKENS", 10_000)
     plain = make_engine()
     computed = num_prefixes(plain)
     assert_alike(answers(plain, sharing), expected)
@@ -586,7 +570,7 @@ def test_more_starts_than_there_is_room_for_give_way_to_each_other(
     requests = [with_start(ask(0), length, seed) for length, seed in shapes]
     expected = answers(RecordEngine(model, processor, 12), requests)
     assert len(set(ids(expected))) >= 5
-    monkeypatch.setattr(runner_module, "PREFIX_CACHE_TOKENS", kept_tokens)
+    monkeypatch.setattr(prefixes_module, "PREFIX_CACHE_TOKENS", kept_tokens)
     engine = make_engine(prefill_rows=prefill_rows)
     computed = num_prefixes(engine)
     assert ids(answers(engine, requests)) == ids(expected)
@@ -602,7 +586,7 @@ def test_the_start_that_was_not_used_for_longest_gives_way(
     num_prefixes: Callable[[InferenceEngine], list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runner_module, "PREFIX_CACHE_TOKENS", 60)
+    monkeypatch.setattr(prefixes_module, "PREFIX_CACHE_TOKENS", 60)
     engine = make_engine(prefill_rows=1)
     computed = num_prefixes(engine)
     one, two, three = (with_start(ask(0, max_new_tokens=1), length, seed) for length, seed in ((21, 1), (22, 2), (23, 3)))

@@ -36,16 +36,6 @@ def cases(golden_cases: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def model(reference: Path) -> YiVLForConditionalGeneration:
-    return load_model(reference / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def processor(reference: Path) -> Processor:
-    return Processor.from_checkpoint(reference / "checkpoint")
-
-
-@pytest.fixture(scope="module")
 def requests(cases: dict[str, Any], reference: Path, processor: Processor) -> dict[str, Request]:
     """With the ids and pixels that the original saw: it ignores EXIF orientation and drops transparency."""
     golden = load_file(reference / "golden.safetensors")

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from yivl_core.data.records import Record
+from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
@@ -31,11 +32,6 @@ from yivl_core.processing.processor import Processor
 from yivl_core.training.configuration import TrainingSummary
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", params=["packed", "plain"])
@@ -89,7 +85,7 @@ def test_joined_layers_give_what_each_gives_by_itself(
     inputs = random_inputs(*shape, num_inputs)
     expected = side_by_side(layers, inputs)
     fused = FusedLinear(*layers)
-    assert (fused.num_inputs, fused.num_outputs) == (num_inputs, sum(width for width, _ in shapes))
+    assert fused.num_outputs == sum(width for width, _ in shapes)
     assert_close(fused(inputs), expected)
     assert_close(fused.gelu(inputs), functional.gelu(expected))
     rows, expected_rows = inputs.flatten(0, -2), expected.flatten(0, -2)
@@ -345,3 +341,7 @@ def test_an_adapter_that_is_no_plain_lora_runs_with_the_model_of_record(kind: st
     assert_answers_as_peft(engine, checkpoint, adapter)
     _, sizes = engine_with(checkpoint, adapter, batch_size=None)
     assert sizes == "8 records at a time with the model of record"
+    with pytest.raises(
+        ConfigurationError, match=r"no plain LoRA, so the model of record answers, which does not know batch_invari"
+    ):
+        engine_with(checkpoint, adapter, batch_invariant=True)

@@ -48,7 +48,7 @@ def test_a_whole_gpu_has_room_for_all_rows_and_full_steps() -> None:
     found = plan()
     assert found.weight_bytes == 13_429_658_624
     assert found.settings.num_rows == MAX_ROWS
-    assert found.settings.cache_tokens * 65_536 > 60e9
+    assert found.settings.cache_tokens * 65_536 > 55e9
     assert found.settings.prefill_rows == 16
     assert found.total_bytes <= 84e9
     assert str(found).startswith("256 records at a time, ")
@@ -88,6 +88,21 @@ def test_eight_bits_leave_half_of_the_layers_weights() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_a_model_has_to_be_loaded_whole_before_it_is_rounded() -> None:
+    with pytest.raises(ConfigurationError, match=r"it needs 14\.3 GB on cuda to be loaded .*13\.4 GB\), and 12\.0 GB may"):
+        plan(gpu_memory_gb=12, is_fp8=True)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_prefills_are_recorded_where_that_costs_no_rows_that_matter() -> None:
+    roomy, tight, plain = plan(), plan(gpu_memory_gb=18), plan(is_plain=True)
+    assert roomy.settings.records_prefills
+    assert not tight.settings.records_prefills
+    assert not plain.settings.records_prefills
+    assert roomy.work_bytes > 1.4 * plain.work_bytes
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_model_that_is_loaded_already_counts_once() -> None:
     found = plan(gpu_memory_gb=40)
     assert plan(gpu_memory_gb=40, is_loaded=True).settings == found.settings
@@ -99,7 +114,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
         ConfigurationError, match=r"the model does not fit: it needs \d+\.\d GB on cuda .*weights 70\.2 GB\), and"
     ):
         plan(THIRTY_FOUR, gpu_memory_gb=60)
-    with pytest.raises(ConfigurationError, match=r"to answer one record of 4096 tokens .* give a higher gpu_memory"):
+    with pytest.raises(ConfigurationError, match=r"to be loaded and to answer one record of 4096 tokens .* give a higher"):
         plan(gpu_memory_gb=14)
     with pytest.raises(ConfigurationError, match=r"gpu_memory 100: cuda has 8\d\.\d GB free, in GB of 10\^9 bytes; give less"):
         plan(gpu_memory_gb=100)
@@ -130,6 +145,9 @@ def test_a_cpu_is_planned_by_the_memory_that_is_free(monkeypatch: pytest.MonkeyP
     assert found.total_bytes <= 40e9
     assert found.context_bytes == 0
     assert found.settings.num_rows < 64
+    assert not found.settings.records_prefills
     Memory.available = 20_000_000_000
-    with pytest.raises(ConfigurationError, match="the model does not fit: it needs 2"):
+    with pytest.raises(ConfigurationError, match=r"the model does not fit: it needs 2.*; use dtype bfloat16, or more memory"):
         plan_memory(SIX, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigurationError, match=r"gpu_memory 18 is for GPUs, and the device is cpu; leave it out"):
+        plan_memory(SIX, torch.float32, torch.device("cpu"), gpu_memory_gb=18)
