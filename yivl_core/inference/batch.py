@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from yivl_core.inference.configuration import (
     find_input,
 )
 from yivl_core.inference.invariance import find_variant
-from yivl_core.inference.loading import load_engine
+from yivl_core.inference.loading import load_engine, require_engine
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, num_threads, prepare_ahead
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
@@ -61,6 +62,7 @@ def infer_shards(
     started = time.perf_counter()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
+    require_engine(config, device, dtype)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
     fingerprint = _fingerprint(config, base, source, device, dtype)
     plan = plan_shards(
@@ -121,7 +123,8 @@ class _Worker:
         prepared = (self._preparer.prepare(row) for row in enumerate(rows))
         items = list(islice((item for item in prepared if item.inputs is not None), self._config.verify_invariance))
         requests = [self._request(item.sample_id, item.inputs) for item in items if item.inputs is not None]
-        differing = find_variant(self._engine, requests)
+        with self._memory_explained():
+            differing = find_variant(self._engine, requests)
         self.invariance = {"num_records": len(items), "num_differing": len(differing)}
         told = f"{len(differing)} of {len(items)} records came out differently alone, together and in reverse"
         self._report(told)
@@ -160,7 +163,7 @@ class _Worker:
                 waiting.append((place, item, time.perf_counter()))
                 yield self._request(item.sample_id, item.inputs)
 
-        try:
+        with self._memory_explained():
             for number, completion in self._engine.generate(requests()):
                 place, item, started = waiting[number]
                 assert item is not None
@@ -168,13 +171,19 @@ class _Worker:
                 predictions[place] = self._finish(
                     _answered(item, completion, self._dtype), completion, time.perf_counter() - started
                 )
+        assert None not in predictions
+        return cast(list[Prediction], predictions)
+
+    @contextmanager
+    def _memory_explained(self) -> Iterator[None]:
+        """Says what can be done where memory runs out in this block."""
+        try:
+            yield
         except torch.OutOfMemoryError as error:
             raise ConfigurationError(
                 f"the memory of {self._device} has run out, beside other processes or at a setting of yours; lower batch_size "
                 f"(now {self._config.batch_size or 'automatic'})"
             ) from error
-        assert None not in predictions
-        return cast(list[Prediction], predictions)
 
     def _request(self, sample_id: str, inputs: ModelInputs) -> Request:
         config = self._config

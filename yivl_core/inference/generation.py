@@ -23,7 +23,7 @@ RECORD_BATCH_SIZE = 8
 
 
 class RecordEngine:
-    """Answers requests with the model of record, some at a time: slow, but for every kind of adapter and spread over devices.
+    """Answers requests with the model of record, some at a time: slow, but for every kind of adapter.
 
     Args:
         model: with or without an adapter, in evaluation mode.
@@ -71,11 +71,13 @@ def generate(model: YiVLForConditionalGeneration, processor: Processor, requests
             [0.0 if answer.is_finished else answer.draw() for answer in answers], dtype=torch.float64, device=device
         )
         token_ids = sample(logits, columns, numbers, seen)  # [B]
-        logprobs = logits.log_softmax(dim=-1).gather(-1, token_ids[:, None]).squeeze(-1)
+        logprobs: list[float] | list[None] = [None] * len(requests)
+        if any(request.with_logprobs for request in requests):
+            logprobs = logits.log_softmax(dim=-1).gather(-1, token_ids[:, None]).squeeze(-1).tolist()
         if seen is not None:
             seen[torch.arange(len(requests), device=device), token_ids] = True
         taken = torch.where(is_finite, token_ids, NO_TOKEN).tolist()  # waits for the GPU
-        for answer, token_id, logprob in zip(answers, taken, logprobs.tolist(), strict=True):
+        for answer, token_id, logprob in zip(answers, taken, logprobs, strict=True):
             if not answer.is_finished:
                 answer.append(token_id, logprob)
         if all(answer.is_finished for answer in answers):

@@ -11,7 +11,7 @@ from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
 from yivl_core.inference.linear import is_plain_lora
-from yivl_core.inference.memory import MemoryPlan, plan_memory
+from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
 from yivl_core.model.adapters import load_adapter
@@ -27,6 +27,16 @@ class Engine(Protocol):
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
         """Answers with the place of their request, as they end; None where logits were no finite numbers."""
+
+
+def require_engine(settings: EngineSettings, device: torch.device, dtype: torch.dtype) -> None:
+    """Nothing, if a device knows what the settings ask for; looked at before anything is written.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    is_fp8, is_plain = settings.quantization == "fp8", settings.attention == "sdpa"
+    require_possible(device, dtype, gpu_memory_gb=settings.gpu_memory, is_fp8=is_fp8, is_plain=is_plain)
 
 
 def load_engine(

@@ -67,6 +67,33 @@ class MemoryPlan:
         )
 
 
+def require_possible(
+    device: torch.device, dtype: torch.dtype, *, gpu_memory_gb: float | None, is_fp8: bool, is_plain: bool
+) -> None:
+    """Nothing, if a device knows what is asked of it, whatever the model.
+
+    Args:
+        device: that it would run on.
+        dtype: of weights and arithmetic.
+        gpu_memory_gb: most memory to use.
+        is_fp8: whether matrix products are to be in 8 bits.
+        is_plain: whether to do without kernels.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    is_gpu = device.type == "cuda"
+    if gpu_memory_gb is not None and not is_gpu:
+        raise ConfigurationError(f"gpu_memory {gpu_memory_gb:g} is for GPUs, and the device is {device}; leave it out")
+    if is_fp8 and is_plain:
+        raise ConfigurationError("quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa', or the quantization")
+    if is_fp8 and not (is_gpu and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16):
+        raise ConfigurationError(
+            f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {device}, "
+            f"{str(dtype).removeprefix('torch.')}); leave it out"
+        )
+
+
 def plan_memory(
     config: YiVLConfig,
     dtype: torch.dtype,
@@ -96,15 +123,7 @@ def plan_memory(
         ConfigurationError: the model with one request does not fit, or the device has no 8-bit products.
     """
     is_gpu = device.type == "cuda"
-    if gpu_memory_gb is not None and not is_gpu:
-        raise ConfigurationError(f"gpu_memory {gpu_memory_gb:g} is for GPUs, and the device is {device}; leave it out")
-    if is_fp8 and is_plain:
-        raise ConfigurationError("quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa', or the quantization")
-    if is_fp8 and not (is_gpu and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16):
-        raise ConfigurationError(
-            f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {device}, "
-            f"{str(dtype).removeprefix('torch.')}); leave it out"
-        )
+    require_possible(device, dtype, gpu_memory_gb=gpu_memory_gb, is_fp8=is_fp8, is_plain=is_plain)
     wanted = num_rows or (MAX_ROWS if is_gpu else _CPU_ROWS)
     shapes = expected_shapes(config)
     loaded_bytes, weight_bytes = (_weight_bytes(shapes, dtype, is_fp8=rounded) for rounded in (False, is_fp8))

@@ -588,6 +588,9 @@ def test_eight_bits_are_refused_where_there_are_none(infer: Infer) -> None:
         infer(quantization="fp8", device="cpu")
     with pytest.raises(ConfigurationError, match=r"quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa'"):
         infer(quantization="fp8", attention="sdpa", output="other")
+    with pytest.raises(ConfigurationError, match=r"gpu_memory 18 is for GPUs, and the device is cpu; leave it out"):
+        infer(gpu_memory="18GB", device="cpu")
+    infer(device="cpu")  # nothing has been written that would be in the way
 
 
 def test_gpu_memory_is_read_with_and_without_its_unit() -> None:
