@@ -64,7 +64,7 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
-def _inputs(processor: Processor, file: bytes) -> ModelInputs:
+def line_inputs(processor: Processor, file: bytes) -> ModelInputs:
     record = Record(query="Read the text in the image.", images=("line.jpg",))
     with Image.open(io.BytesIO(file)) as image:
         return processor.process(record, [image.convert("RGB")], with_response=False)
@@ -76,7 +76,7 @@ def _measure_engine(processor: Processor, files: list[bytes], dtype: torch.dtype
     engine = make_engine(model, processor, plan_memory(model.config, dtype, torch.device("cpu")))
 
     def requests(pool: ThreadPoolExecutor) -> Iterator[Request]:
-        for number, inputs in enumerate(prepare_ahead(pool, lambda file: _inputs(processor, file), files)):
+        for number, inputs in enumerate(prepare_ahead(pool, lambda file: line_inputs(processor, file), files)):
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=MAX_NEW_TOKENS)
 
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def _measure_generate(
     written: list[tuple[int, ...]] = []
     started = time.perf_counter()
     for start in range(0, len(files), batch_size):
-        batch = [_inputs(processor, file) for file in files[start : start + batch_size]]
+        batch = [line_inputs(processor, file) for file in files[start : start + batch_size]]
         input_ids = torch.stack([torch.from_numpy(inputs.input_ids) for inputs in batch])
         pixels = UnpaddedPixels.joined([inputs.pixels for inputs in batch]).squares()
         ids = model.generate(
