@@ -21,10 +21,11 @@ from PIL import Image
 from shapes import profiled
 
 from yivl_core.data.records import Record
+from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.loading import make_engine
 from yivl_core.inference.memory import plan_memory
 from yivl_core.inference.preparation import num_threads, prepare_ahead
-from yivl_core.inference.requests import Request
+from yivl_core.inference.requests import Completion, Request
 from yivl_core.model.weights import load_model
 from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.processor import ModelInputs, Processor
@@ -42,9 +43,7 @@ def main() -> None:
     parser.add_argument("--generate-batches", type=int, nargs="*", default=[8, 32, 64])
     parser.add_argument("--profile", action="store_true", help="which operators take the time")
     arguments = parser.parse_args()
-    folder = (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
-    files: list[bytes] = pq.read_table(folder / "val-00000-of-00001.parquet", columns=["image"])["image"].to_pylist()
-    files = files[: arguments.lines]
+    files = read_lines()[0][: arguments.lines]
     processor = Processor.from_checkpoint(MODEL)
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
@@ -64,26 +63,43 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
-def line_inputs(processor: Processor, file: bytes) -> ModelInputs:
+def read_lines() -> tuple[list[bytes], list[str]]:
+    """The JPEG files of the receipt lines, and the texts on them."""
+    folder = (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
+    table = pq.read_table(folder / "val-00000-of-00001.parquet", columns=["image", "text"])
+    return table["image"].to_pylist(), table["text"].to_pylist()
+
+
+def _inputs(processor: Processor, file: bytes) -> ModelInputs:
     record = Record(query="Read the text in the image.", images=("line.jpg",))
     with Image.open(io.BytesIO(file)) as image:
         return processor.process(record, [image.convert("RGB")], with_response=False)
 
 
-def _measure_engine(processor: Processor, files: list[bytes], dtype: torch.dtype) -> tuple[list[tuple[int, ...]], float]:
-    """The tokens of each line, and lines a second."""
-    model = load_model(MODEL, dtype=dtype)
-    engine = make_engine(model, processor, plan_memory(model.config, dtype, torch.device("cpu")))
+def load_lines_engine(processor: Processor, dtype: torch.dtype, device: torch.device, *, is_fp8: bool = False) -> InferenceEngine:
+    """An engine with the project's own model."""
+    model = load_model(MODEL, dtype=dtype, device=device)
+    return make_engine(model, processor, plan_memory(model.config, dtype, device, is_fp8=is_fp8, is_loaded=True))
+
+
+def answer_lines(engine: InferenceEngine, processor: Processor, files: list[bytes]) -> list[Completion | None]:
+    """The answer to each line; None where its logits were no finite numbers."""
 
     def requests(pool: ThreadPoolExecutor) -> Iterator[Request]:
-        for number, inputs in enumerate(prepare_ahead(pool, lambda file: line_inputs(processor, file), files)):
+        for number, inputs in enumerate(prepare_ahead(pool, lambda file: _inputs(processor, file), files)):
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=MAX_NEW_TOKENS)
 
-    started = time.perf_counter()
-    with ThreadPoolExecutor(num_threads(torch.device("cpu"))) as pool:
+    with ThreadPoolExecutor(num_threads(engine.runner.device)) as pool:
         completions = dict(engine.generate(requests(pool)))
+    return [completions[number] for number in range(len(files))]
+
+
+def _measure_engine(processor: Processor, files: list[bytes], dtype: torch.dtype) -> tuple[list[tuple[int, ...]], float]:
+    """The tokens of each line, and lines a second."""
+    engine = load_lines_engine(processor, dtype, torch.device("cpu"))
+    started = time.perf_counter()
+    found = answer_lines(engine, processor, files)
     rate = len(files) / (time.perf_counter() - started)
-    found = [completions[number] for number in range(len(files))]
     return [completion.token_ids for completion in found if completion], rate
 
 
@@ -97,7 +113,7 @@ def _measure_generate(
     written: list[tuple[int, ...]] = []
     started = time.perf_counter()
     for start in range(0, len(files), batch_size):
-        batch = [line_inputs(processor, file) for file in files[start : start + batch_size]]
+        batch = [_inputs(processor, file) for file in files[start : start + batch_size]]
         input_ids = torch.stack([torch.from_numpy(inputs.input_ids) for inputs in batch])
         pixels = UnpaddedPixels.joined([inputs.pixels for inputs in batch]).squares()
         ids = model.generate(
