@@ -61,6 +61,8 @@ def main() -> None:
         )  # fmt: skip
         print(json.dumps({"plan": str(plan)}), flush=True)
         engine = make_engine(model, processor, plan)
+        reserved = torch.cuda.memory_reserved()
+        print(json.dumps({"prepared without a model, images/s": _measure_preparation(processor, files)}), flush=True)
         started = time.perf_counter()
         _run(engine, processor, files[:32], 8)
         print(json.dumps({"warm-up, s": time.perf_counter() - started}), flush=True)
@@ -80,7 +82,7 @@ def main() -> None:
                 for path in files[: arguments.verify_invariance]
             ]
             print(json.dumps({"probed": len(requests), "differing": len(find_variant(engine, requests))}), flush=True)
-        print(json.dumps(_memory(plan.total_bytes)), flush=True)
+        print(json.dumps({**_memory(plan.total_bytes), "taken before the first request": reserved / 1e9}), flush=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -129,6 +131,14 @@ def _run(engine: InferenceEngine, processor: Processor, files: list[Path], new_t
     return sum(completion.num_tokens for completion in completions if completion)
 
 
+def _measure_preparation(processor: Processor, files: list[Path]) -> float:
+    """Images a second that the threads make ready where nothing else is done."""
+    store, started = ImageStore(), time.perf_counter()
+    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
+        num_images = sum(1 for _ in prepare_ahead(pool, lambda path: _inputs(processor, store, path), files))
+    return num_images / (time.perf_counter() - started)
+
+
 def _measure_engine(
     engine: InferenceEngine, processor: Processor, files: list[Path], arguments: argparse.Namespace
 ) -> dict[str, float | str]:
@@ -145,7 +155,7 @@ def _measure_engine(
         "prefills": engine.counts.num_prefills,
         "decodes": engine.counts.num_decodes,
         "waited for images, s": engine.counts.waited_s,
-        "waited for the GPU, s": engine.counts.device_s,
+        "GPU idle between steps, s": engine.counts.idle_s,
         "took, s": seconds,
     }
 

@@ -80,15 +80,11 @@ class Decoder:
         Returns:
             Logits after the last token of each prompt, `[N, V]`.
         """
-        operations, hidden = self._operations, embeds
+        hidden: torch.Tensor = embeds
         pending: torch.Tensor | None = None
         for layer, keys, values in zip(self._layers[:-1], cache.keys[:-1], cache.values[:-1], strict=True):
-            normed = operations.rms_norm(hidden, layer.input_norm, self._epsilon, pending, is_fp8=layer.takes_fp8)
-            queries = operations.rotate_and_store(
-                layer.qkv(normed), self._rotation, layout.position_ids, layout.store_rows, keys, values
-            )
-            attended = operations.prefill_attention(queries, keys, values, layout, is_last=False)
-            hidden, pending = self._finish_layer(layer, hidden, attended)
+            hidden, pending = self._attend(layer, hidden, pending, layout, keys, values)
+            hidden, pending = self._apply_mlp(layer, hidden, pending)
         return self._last_of_prefill(hidden, pending, layout, cache.keys[-1], cache.values[-1])
 
     def decode(self, token_ids: torch.Tensor, layout: DecodeLayout, cache: KeyValueCache) -> torch.Tensor:
@@ -112,8 +108,24 @@ class Decoder:
                 qkv = torch.cat([layer.queries(normed), qkv], dim=-1)
             queries = operations.rotate_and_store(qkv, self._rotation, layout.positions, store_rows, keys, values)
             attended = operations.decode_attention(queries, keys, values, layout)
-            hidden, pending = self._finish_layer(layer, hidden, attended)
+            hidden, pending = self._apply_mlp(layer, *layer.output.add_to(hidden, attended.flatten(-2)))
         return self._logits(hidden, pending)
+
+    def _attend(
+        self,
+        layer: _Layer,
+        hidden: torch.Tensor,
+        pending: torch.Tensor | None,
+        layout: PrefillLayout,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The first half of a layer in a prefill; its memory is free again when the second begins."""
+        operations = self._operations
+        qkv = layer.qkv(operations.rms_norm(hidden, layer.input_norm, self._epsilon, pending, is_fp8=layer.takes_fp8))
+        queries = operations.rotate_and_store(qkv, self._rotation, layout.position_ids, layout.store_rows, keys, values)
+        attended = operations.prefill_attention(queries, keys, values, layout, is_last=False)
+        return layer.output.add_to(hidden, attended.flatten(-2))
 
     def _last_of_prefill(
         self,
@@ -132,14 +144,14 @@ class Decoder:
         queries = layer.queries(last).unflatten(-1, (-1, self.head_dim))  # [N, H, E]
         queries = operations.rotate(queries, self._rotation, layout.position_ids[layout.last])
         attended = operations.prefill_attention(queries, keys, values, layout, is_last=True)
-        return self._logits(*self._finish_layer(layer, hidden[layout.last], attended))
+        hidden, pending = layer.output.add_to(hidden[layout.last], attended.flatten(-2))
+        return self._logits(*self._apply_mlp(layer, hidden, pending))
 
-    def _finish_layer(
-        self, layer: _Layer, hidden: torch.Tensor, attended: torch.Tensor
+    def _apply_mlp(
+        self, layer: _Layer, hidden: torch.Tensor, pending: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What comes after attention; the sum is returned as `FusedLinear.add_to` does."""
         operations = self._operations
-        hidden, pending = layer.output.add_to(hidden, attended.flatten(-2))
         gate_up = layer.gate_up(
             operations.rms_norm(hidden, layer.mlp_norm, self._epsilon, pending, is_fp8=layer.gate_up.takes_fp8)
         )

@@ -42,7 +42,7 @@ class EngineCounts:
         num_decoded_rows: rows of all decodes together.
         num_tokens: tokens of answers.
         waited_s: seconds in which the next request was waited for, and nothing was ordered.
-        device_s: seconds in which results of the device were waited for: where that is most of the time, nothing else is slow.
+        idle_s: seconds between steps in which a GPU had nothing to do.
     """
 
     num_prefills: int = 0
@@ -50,7 +50,7 @@ class EngineCounts:
     num_decoded_rows: int = 0
     num_tokens: int = 0
     waited_s: float = 0.0
-    device_s: float = 0.0
+    idle_s: float = 0.0
 
 
 class InferenceEngine:
@@ -75,6 +75,7 @@ class InferenceEngine:
         )
         self._running: dict[int, RunningRequest] = {}
         self._ordered: deque[StepResult] = deque()
+        self._last: StepResult | None = None
         self.counts = EngineCounts()
 
     @property
@@ -104,7 +105,7 @@ class InferenceEngine:
         """News of all requests as they come. Whoever stops listening gives up what has not ended."""
         assert not self._running, "an engine answers one batch or stream at a time"
         source = enumerate(requests)
-        self._scheduler.is_input_over = False
+        self._scheduler.is_input_over, self._last = False, None
         try:
             while self._running or not self._scheduler.is_input_over:
                 self._take(source)
@@ -155,9 +156,10 @@ class InferenceEngine:
         return [self._running[generation.number] for generation in generations]
 
     def _look_at(self, result: StepResult) -> Iterator[Update]:
-        started = time.perf_counter()
         token_ids, logprobs = result.wait()
-        self.counts.device_s += time.perf_counter() - started
+        if self._last is not None:
+            self.counts.idle_s += result.idle_s_after(self._last)
+        self._last = result
         for place, (running, token_id) in enumerate(zip(result.running, token_ids, strict=True)):
             if not running.generation.is_running:
                 continue  # it had ended when this token was ordered

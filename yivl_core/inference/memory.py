@@ -16,7 +16,7 @@ import torch
 from yivl_core.errors import ConfigurationError
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.prefixes import PREFIX_CACHE_TOKENS
-from yivl_core.inference.runner import MAX_RECORDED_PREFILLS, RunnerSettings
+from yivl_core.inference.runner import RunnerSettings
 from yivl_core.model.configuration import YiVLConfig
 from yivl_core.model.weights import expected_shapes
 
@@ -27,12 +27,16 @@ _PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
 _VISION_IMAGES, _CPU_VISION_IMAGES = 16, 8
 # The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
 _CONTEXT_BYTES = 850_000_000
-# The allocator keeps blocks of the tower and of the decoder apart, with gaps: fitted to peaks of 18.8 and 83.3 GB on an H100.
-_ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.3, 500_000_000
+# Gaps between blocks of the allocator, and workspaces of the libraries: fitted to peaks on an H100.
+_ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.1, 300_000_000
+# What weights leave behind in the allocator when they are rounded to 8 bits, one after the other.
+_ROUNDING_BYTES = 400_000_000
+# Where steps are not recorded the allocator keeps blocks of the tower and of the decoder apart.
+_PLAIN_ALLOCATOR_FACTOR = 2.0
 # Of the free memory, what is left to others and to the allocator's rounding.
 _SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
-_USUAL_TOKENS = 1280
+_USUAL_TOKENS = 1152
 # With fewer rows than this, memory is better spent on more of them than on larger or recorded steps.
 _MANY_ROWS = 64
 
@@ -131,16 +135,18 @@ def plan_memory(
     max_positions: int = config.text_config.max_position_embeddings
     per_token = _bytes_per_token(config, dtype)
     prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
+    context_bytes, library_bytes = (_CONTEXT_BYTES, _LIBRARY_BYTES) if is_gpu else (0, 0)
+    library_bytes += _ROUNDING_BYTES if is_fp8 else 0
+    is_recorded = is_gpu and not is_plain
     while True:
         images = max(1, min(_VISION_IMAGES if is_gpu else _CPU_VISION_IMAGES, prefill_tokens // config.num_image_tokens))
-        work_bytes = _work_bytes(config, dtype, prefill_tokens, images, wanted) + (_LIBRARY_BYTES if is_gpu else 0)
-        left = budget - weight_bytes - work_bytes - (_CONTEXT_BYTES if is_gpu else 0)
+        work_bytes = library_bytes + _work_bytes(config, dtype, prefill_tokens, images, wanted, is_recorded=is_recorded)
+        left = budget - weight_bytes - work_bytes - context_bytes
         tokens = left // per_token - PREFIX_CACHE_TOKENS - 1
         # Smaller steps where the room is better spent on rows: decoding pays off by the row.
         if prefill_tokens // 2 < max_positions or tokens >= min(wanted, _MANY_ROWS) * _USUAL_TOKENS:
             break
         prefill_tokens //= 2
-    context_bytes = _CONTEXT_BYTES if is_gpu else 0
     needed = weight_bytes + work_bytes + context_bytes + (max_positions + PREFIX_CACHE_TOKENS + 1) * per_token
     if max(needed, loaded_bytes + context_bytes) > budget:
         remedy = "give a higher gpu_memory, or use a larger device" if is_gpu else "use dtype bfloat16, or more memory"
@@ -148,11 +154,6 @@ def plan_memory(
             f"the model does not fit: it needs {_gb(max(needed, loaded_bytes + context_bytes))} on {device} to be loaded and to "
             f"answer one record of {max_positions} tokens (weights {_gb(loaded_bytes)}), and {_gb(budget)} may be used; {remedy}"
         )
-    recording_bytes = _recording_bytes(config, dtype, prefill_tokens, images) if is_gpu and not is_plain else 0
-    records_prefills = 0 < recording_bytes <= (tokens - min(wanted, _MANY_ROWS) * _USUAL_TOKENS) * per_token
-    if records_prefills:
-        work_bytes += recording_bytes
-        tokens -= -(-recording_bytes // per_token)
     cache_tokens = min(tokens, wanted * max_positions)
     prefill_rows = max(1, prefill_tokens // (config.num_image_tokens + 1))
     rows = wanted
@@ -169,7 +170,6 @@ def plan_memory(
             is_invariant=is_invariant,
             is_fp8=is_fp8,
             is_plain=is_plain,
-            records_prefills=records_prefills,
         ),
         weight_bytes=weight_bytes,
         cache_bytes=(cache_tokens + PREFIX_CACHE_TOKENS + 1) * per_token,
@@ -216,27 +216,18 @@ def _bytes_per_token(config: YiVLConfig, dtype: torch.dtype) -> int:
     )
 
 
-def _work_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int, num_rows: int) -> int:
-    """What steps take beside weights and cache: an MLP of a prefill with its residual, a layer of the tower, logits."""
-    text, image_size = config.text_config, config.vision_config.image_size
-    pixels = images * 3 * image_size**2 * (1 + 2 * 4 + dtype.itemsize)
-    embeds = 2 * prefill_tokens * text.hidden_size * dtype.itemsize
-    logits = num_rows * text.vocab_size * (dtype.itemsize + 4 + 4 + 1)
-    return int(_ALLOCATOR_FACTOR * (_layer_bytes(config, dtype, prefill_tokens, images) + pixels + embeds + logits))
-
-
-def _recording_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int) -> int:
-    """What recorded prefills take beside those that are not: the largest step a second time, and inputs of their own."""
-    embeds = MAX_RECORDED_PREFILLS * prefill_tokens * config.text_config.hidden_size * dtype.itemsize
-    return int(_ALLOCATOR_FACTOR * (_layer_bytes(config, dtype, prefill_tokens, images) + embeds))
-
-
-def _layer_bytes(config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int) -> int:
-    """An MLP of the decoder with its residual, and one of the tower."""
-    text, vision = config.text_config, config.vision_config
-    decoder = prefill_tokens * (text.hidden_size + 3 * text.intermediate_size)
-    tower = images * config.num_image_tokens * (2 * vision.hidden_size + 2 * vision.intermediate_size)
-    return int((decoder + tower) * dtype.itemsize)
+def _work_bytes(
+    config: YiVLConfig, dtype: torch.dtype, prefill_tokens: int, images: int, num_rows: int, *, is_recorded: bool
+) -> int:
+    """What steps take beside weights and cache: an MLP of a prefill or a layer of the tower, and what goes in and out."""
+    text, vision, image_size = config.text_config, config.vision_config, config.vision_config.image_size
+    decoder = prefill_tokens * (2 * text.hidden_size + 3 * text.intermediate_size) * dtype.itemsize
+    tower = images * config.num_image_tokens * (3 * vision.hidden_size + 2 * vision.intermediate_size) * dtype.itemsize
+    pixels = images * 3 * image_size**2 * (1 + 2 * 4 + 2 * dtype.itemsize)
+    embeds = (2 * prefill_tokens + images * config.num_image_tokens) * text.hidden_size * dtype.itemsize
+    logits = num_rows * text.vocab_size * (2 * dtype.itemsize + 4 + 4 + 1)
+    factor = _ALLOCATOR_FACTOR if is_recorded else _PLAIN_ALLOCATOR_FACTOR
+    return int(factor * (max(decoder, tower) + pixels + embeds + logits))
 
 
 def _gb(num_bytes: int) -> str:

@@ -28,7 +28,7 @@ from yivl_core.processing.padding import UnpaddedPixels
 
 # Tokens that prefills are filled up to a multiple of, so that few sizes come up; half of it for small ones.
 _PREFILL_UNIT = 256
-MAX_RECORDED_PREFILLS = 4
+_MAX_RECORDED_PREFILLS = 16
 _DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
 
 
@@ -63,12 +63,14 @@ class StepResult:
         running: the requests that they belong to.
         token_ids: int64, on the host as soon as `ready` has come; `NO_TOKEN` where logits were no finite numbers.
         logprobs: float32, the same; None where nobody asked.
+        begun: when the device took the step up; None where it does not work by itself.
         ready: when; None: now.
     """
 
     running: Sequence[RunningRequest]
     token_ids: torch.Tensor
     logprobs: torch.Tensor | None
+    begun: torch.cuda.Event | None = None
     ready: torch.cuda.Event | None = None
 
     def wait(self) -> tuple[list[int], list[float] | None]:
@@ -77,6 +79,12 @@ class StepResult:
             self.ready.synchronize()
         num_rows = len(self.running)
         return self.token_ids[:num_rows].tolist(), None if self.logprobs is None else self.logprobs[:num_rows].tolist()
+
+    def idle_s_after(self, previous: "StepResult") -> float:
+        """Seconds that the device had nothing to do since the step before; both have been waited for."""
+        if previous.ready is None or self.begun is None:
+            return 0.0
+        return max(0.0, previous.ready.elapsed_time(self.begun) / 1e3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +101,6 @@ class RunnerSettings:
             gets the same tokens whatever runs beside it.
         is_fp8: whether the matrix products of all layers are in 8 bits.
         is_plain: whether to do without kernels where there would be some.
-        records_prefills: whether prefills and the tower are recorded too where decodes are; it takes their memory twice.
     """
 
     num_rows: int
@@ -104,7 +111,6 @@ class RunnerSettings:
     is_invariant: bool = False
     is_fp8: bool = False
     is_plain: bool = False
-    records_prefills: bool = True
 
 
 class ModelRunner:
@@ -132,7 +138,7 @@ class ModelRunner:
         operations: Operations = PlainOperations()
         if not settings.is_plain:
             operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
-        self._recorded = None if isinstance(operations, PlainOperations) else RecordedSteps()
+        self._recorded = None if isinstance(operations, PlainOperations) else RecordedSteps(self.device)
         self._preprocessor = preprocessor
         self._num_image_tokens: int = model.config.num_image_tokens
         self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
@@ -153,12 +159,17 @@ class ModelRunner:
             3, settings.num_rows + 1, dtype=torch.int64, device=self.device
         )
         self._starts[-1] = self._cache.num_tokens - 1
+        self._begun: torch.cuda.Event | None = None
         self._seen: torch.Tensor | None = None
         self._columns: tuple[tuple[SamplingParams, ...], SamplingColumns] | None = None
+        if self._recorded is not None:
+            self._reserve()
 
     @torch.inference_mode()
     def prefill(self, running: Sequence[RunningRequest]) -> StepResult:
         """Orders prompts to be computed, and the first token of each answer."""
+        pixels = self._send_pixels(running)
+        self._begun = self._event()
         self._copy_prefixes(running)
         segments = [
             Segment(
@@ -169,7 +180,7 @@ class ModelRunner:
             for each in running
         ]
         input_ids = np.concatenate([each.request.inputs.input_ids[each.prefix_length :] for each in running])
-        logits = self._compute(segments, input_ids, running)[: len(running)]
+        logits = self._compute(segments, input_ids, pixels)[: len(running)]
         rows = send(np.array([each.generation.row for each in running]), self.device)
         self._positions[rows] = send(np.array([each.generation.prompt_tokens for each in running]), self.device)
         self._starts[rows] = send(np.array([each.generation.start for each in running]), self.device)
@@ -185,6 +196,7 @@ class ModelRunner:
         elif self._recorded is not None:
             size = min((rows for rows in _DECODE_ROWS if size <= rows <= self.settings.num_rows), default=self.settings.num_rows)
         rows = send(self._rows_of(running, size), self.device)
+        self._begun = self._event()
         if self._recorded is not None:
             logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,), len(_DECODE_ROWS))
             if all(_is_plain(each.request) for each in running):
@@ -221,20 +233,30 @@ class ModelRunner:
         self._token_ids[rows] = token_ids.clamp(min=0)
         return logits, token_ids
 
+    @torch.inference_mode()
+    def _reserve(self) -> None:
+        """Runs the largest steps on nothing, which takes all the memory that steps will need, and loads their kernels."""
+        settings, size = self.settings, self._preprocessor.image_size_px
+        parts = np.array_split(np.zeros(settings.prefill_tokens, dtype=np.int64), settings.prefill_rows)
+        most = min(self.max_positions, settings.cache_tokens)
+        segments = [Segment(start=0, num_cached=0, num_tokens=min(len(part), most)) for part in parts]
+        self._compute(segments, np.zeros(sum(each.num_tokens for each in segments), dtype=np.int64), None)
+        self._encode(torch.zeros(settings.vision_images, size, size, 3, dtype=torch.uint8, device=self.device))
+
     def _compute(
-        self, segments: Sequence[Segment], input_ids: npt.NDArray[np.int64], running: Sequence[RunningRequest]
+        self, segments: Sequence[Segment], input_ids: npt.NDArray[np.int64], pixels: UnpaddedPixels | None
     ) -> torch.Tensor:
         """Computes the tokens of prompts that are not in the cache; logits `[N, V]` after each of these, or some more."""
         padding = self._padding(len(input_ids))
-        embeds = self._embed(input_ids, padding.num_tokens if padding else len(input_ids), running)
+        embeds = self._embed(input_ids, padding.num_tokens if padding else len(input_ids), pixels)
         layout = PrefillLayout.of(segments, self.device, padding)
-        if self._recorded is None or not self.settings.records_prefills:
+        if self._recorded is None:
             return self.decoder.prefill(embeds, layout, self._cache)
 
         def step(embeds: torch.Tensor, *places: torch.Tensor) -> tuple[torch.Tensor]:
             return (self.decoder.prefill(embeds, layout.with_tensors(places), self._cache),)
 
-        return self._recorded.run("prefill", step, (embeds, *layout.tensors), MAX_RECORDED_PREFILLS)[0]
+        return self._recorded.run("prefill", step, (embeds, *layout.tensors), _MAX_RECORDED_PREFILLS)[0]
 
     def _padding(self, num_tokens: int) -> Padding | None:
         """The size that a prefill of so many tokens is filled up to; None where sizes need not be alike."""
@@ -276,20 +298,24 @@ class ModelRunner:
         """Computes the start of a prompt, to be kept; where it stands."""
         with self._prefixes.room_for(input_ids) as start:
             segment = Segment(start=self.settings.cache_tokens + start, num_cached=0, num_tokens=len(input_ids))
-            self._compute([segment], input_ids, [])
+            self._compute([segment], input_ids, None)
         return start
 
-    def _embed(self, input_ids: npt.NDArray[np.int64], size: int, running: Sequence[RunningRequest]) -> torch.Tensor:
+    def _send_pixels(self, running: Sequence[RunningRequest]) -> UnpaddedPixels | None:
+        """The pixels of all images of these, on the device; None where there is no image."""
+        pixels = UnpaddedPixels.joined([each.request.inputs.pixels for each in running])
+        if not pixels.num_images:
+            return None
+        return pixels.pin_memory().to(self.device) if self.device.type == "cuda" else pixels
+
+    def _embed(self, input_ids: npt.NDArray[np.int64], size: int, pixels: UnpaddedPixels | None) -> torch.Tensor:
         """Embeddings `[S, D]` of the tokens, filled up to a size, with image features in their places."""
         is_image = input_ids == IMAGE_TOKEN_INDEX
         token_ids = np.zeros(size, dtype=np.int64)
         token_ids[: len(input_ids)] = np.where(is_image, 0, input_ids)
         embeds = self.decoder.embedding[send(token_ids, self.device)]
-        if not is_image.any():
+        if pixels is None:
             return embeds
-        pixels = UnpaddedPixels.joined([each.request.inputs.pixels for each in running])
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device)
         squares, places = pixels.squares(), send(np.flatnonzero(is_image), self.device)
         most = self.settings.vision_images
         for start in range(0, len(squares), most):
@@ -304,9 +330,10 @@ class ModelRunner:
         if self.settings.is_invariant:
             squares = torch.cat([squares, squares.new_zeros(most - num_images, *squares.shape[1:])])
         pixel_values = self._preprocessor.normalise(squares).to(self.dtype)
-        if self._recorded is not None and self.settings.records_prefills and len(pixel_values) == most:
-            return self._recorded.run("vision", lambda values: (self._vision(values),), (pixel_values,), 1)[0][:num_images]
-        return self._vision(pixel_values)[:num_images]
+        if self._recorded is None:
+            return self._vision(pixel_values)[:num_images]
+        is_full = len(pixel_values) == most
+        return self._recorded.run("vision", lambda values: (self._vision(values),), (pixel_values,), int(is_full))[0][:num_images]
 
     def _mark_prompts(self, running: Sequence[RunningRequest]) -> None:
         """Notes which tokens prompts hold, for those that want repetition penalised."""
@@ -351,15 +378,23 @@ class ModelRunner:
         return self._columns[1]
 
     def _result(self, running: Sequence[RunningRequest], token_ids: torch.Tensor, logprobs: torch.Tensor | None) -> StepResult:
-        if self.device.type != "cuda":
+        ready = self._event()
+        if ready is None:
             return StepResult(running=running, token_ids=token_ids, logprobs=logprobs)
         on_host = torch.empty(len(token_ids), dtype=torch.int64, pin_memory=True).copy_(token_ids, non_blocking=True)
         logprobs_on_host = None
         if logprobs is not None:
             logprobs_on_host = torch.empty(len(logprobs), pin_memory=True).copy_(logprobs, non_blocking=True)
-        ready = torch.cuda.Event()
         ready.record()
-        return StepResult(running=running, token_ids=on_host, logprobs=logprobs_on_host, ready=ready)
+        return StepResult(running=running, token_ids=on_host, logprobs=logprobs_on_host, begun=self._begun, ready=ready)
+
+    def _event(self) -> torch.cuda.Event | None:
+        """What has been ordered so far, as a GPU will come to its end; None elsewhere."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:
