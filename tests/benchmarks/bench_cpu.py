@@ -11,8 +11,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ from yivl_core.data.records import Record
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.loading import make_engine
 from yivl_core.inference.memory import plan_memory
-from yivl_core.inference.preparation import num_threads, prepare_ahead
+from yivl_core.inference.preparation import preparing
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.model.weights import load_model
 from yivl_core.processing.padding import UnpaddedPixels
@@ -85,12 +85,12 @@ def load_lines_engine(processor: Processor, dtype: torch.dtype, device: torch.de
 def answer_lines(engine: InferenceEngine, processor: Processor, files: list[bytes]) -> list[Completion | None]:
     """The answer to each line; None where its logits were no finite numbers."""
 
-    def requests(pool: ThreadPoolExecutor) -> Iterator[Request]:
-        for number, inputs in enumerate(prepare_ahead(pool, lambda file: _inputs(processor, file), files)):
+    def requests(prepared: Iterable[ModelInputs]) -> Iterator[Request]:
+        for number, inputs in enumerate(prepared):
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=MAX_NEW_TOKENS)
 
-    with ThreadPoolExecutor(num_threads(engine.runner.device)) as pool:
-        completions = dict(engine.generate(requests(pool)))
+    with preparing(partial(_inputs, processor), engine.runner.device) as prepare:
+        completions = dict(engine.generate(requests(prepare(files))))
     return [completions[number] for number in range(len(files))]
 
 

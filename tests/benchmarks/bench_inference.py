@@ -11,8 +11,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import make_engine
 from yivl_core.inference.memory import plan_memory
-from yivl_core.inference.preparation import num_threads, prepare_ahead
+from yivl_core.inference.preparation import preparing
 from yivl_core.inference.requests import Request
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.padding import UnpaddedPixels
@@ -33,6 +33,9 @@ from yivl_core.processing.processor import ModelInputs, Processor
 
 # Yi's tokenizer makes about so many of the text before the image, and the prompt's length is the one that peers were measured at.
 PREFIX_TOKENS, PROMPT_TOKENS = 66, 1105
+CUDA = torch.device("cuda")
+
+Prepare = Callable[[Iterable[Path]], Iterator[ModelInputs]]
 
 
 def main() -> None:
@@ -40,7 +43,7 @@ def main() -> None:
     arguments = _parse()
     dtype = getattr(torch, arguments.dtype)
     processor = random_processor()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, preparing(partial(_inputs, processor, ImageStore()), CUDA) as prepare:
         files = write_photographs(arguments.folder or Path(folder), arguments.images)
         print(json.dumps({"files": len(files), "bytes": sum(path.stat().st_size for path in files) // len(files)}), flush=True)
         model = random_model(arguments.shape, dtype, "cuda")
@@ -50,31 +53,31 @@ def main() -> None:
                           "bound by operations, images/s": product * 1e12 / operations}), flush=True)  # fmt: skip
         best = 0.0
         for batch_size in arguments.generate_batches:
-            rate = _measure_generate(model, processor, files, batch_size, arguments.new_tokens)
+            rate = _measure_generate(model, processor, prepare, files, batch_size, arguments.new_tokens)
             best = max(best, rate)
             print(json.dumps({"what": "generate", "batch": batch_size, "images/s": rate}), flush=True)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         plan = plan_memory(
-            model.config, dtype, torch.device("cuda"), num_rows=arguments.batch_size, gpu_memory_gb=arguments.gpu_memory,
+            model.config, dtype, CUDA, num_rows=arguments.batch_size, gpu_memory_gb=arguments.gpu_memory,
             is_invariant=arguments.batch_invariant, is_fp8=arguments.fp8, is_loaded=True,
         )  # fmt: skip
         print(json.dumps({"plan": str(plan)}), flush=True)
         engine = make_engine(model, processor, plan)
         reserved = torch.cuda.memory_reserved()
-        print(json.dumps({"prepared without a model, images/s": _measure_preparation(processor, files)}), flush=True)
+        print(json.dumps({"prepared without a model, images/s": _measure_preparation(prepare, files)}), flush=True)
         started = time.perf_counter()
-        _run(engine, processor, files[:32], 8)
+        _run(engine, prepare, files[:32], 8)
         print(json.dumps({"warm-up, s": time.perf_counter() - started}), flush=True)
         for _ in range(arguments.repeats):
-            figures = _measure_engine(engine, processor, files, arguments)
+            figures = _measure_engine(engine, prepare, files, arguments)
             if best:
                 figures["ratio to generate"] = figures["images/s"] / best
             print(json.dumps(figures), flush=True)
         if arguments.profile:
             # One token: prefills alone; 17 tokens: with 16 decodes.
             for new_tokens in (1, 17):
-                for line in profiled(lambda limit=new_tokens: _run(engine, processor, files[:256], limit)):
+                for line in profiled(lambda limit=new_tokens: _run(engine, prepare, files[:256], limit)):
                     print(json.dumps({"profile": f"{min(256, len(files))} images, {new_tokens} tokens", **line}), flush=True)
         if arguments.verify_invariance:
             requests = [
@@ -115,36 +118,33 @@ def _inputs(processor: Processor, store: ImageStore, path: Path) -> ModelInputs:
     )
 
 
-def _run(engine: InferenceEngine, processor: Processor, files: list[Path], new_tokens: int, *, is_mixed: bool = False) -> int:
+def _run(engine: InferenceEngine, prepare: Prepare, files: list[Path], new_tokens: int, *, is_mixed: bool = False) -> int:
     """Answers all files; the number of tokens written."""
-    store, lengths = ImageStore(), random.Random(0)
+    lengths = random.Random(0)
 
-    def requests(pool: ThreadPoolExecutor) -> Iterator[Request]:
-        for number, inputs in enumerate(prepare_ahead(pool, lambda path: _inputs(processor, store, path), files)):
+    def requests(prepared: Iterable[ModelInputs]) -> Iterator[Request]:
+        for number, inputs in enumerate(prepared):
             limit = lengths.randint(16, new_tokens) if is_mixed else new_tokens
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=limit)
 
-    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
-        completions = [completion for _, completion in engine.generate(requests(pool))]
+    completions = [completion for _, completion in engine.generate(requests(prepare(files)))]
     assert len(completions) == len(files)
     assert None not in completions
     return sum(completion.num_tokens for completion in completions if completion)
 
 
-def _measure_preparation(processor: Processor, files: list[Path]) -> float:
-    """Images a second that the threads make ready where nothing else is done."""
-    store, started = ImageStore(), time.perf_counter()
-    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
-        num_images = sum(1 for _ in prepare_ahead(pool, lambda path: _inputs(processor, store, path), files))
-    return num_images / (time.perf_counter() - started)
+def _measure_preparation(prepare: Prepare, files: list[Path]) -> float:
+    """Images a second that are made ready where nothing else is done."""
+    started = time.perf_counter()
+    return sum(1 for _ in prepare(files)) / (time.perf_counter() - started)
 
 
 def _measure_engine(
-    engine: InferenceEngine, processor: Processor, files: list[Path], arguments: argparse.Namespace
+    engine: InferenceEngine, prepare: Prepare, files: list[Path], arguments: argparse.Namespace
 ) -> dict[str, float | str]:
     engine.counts = type(engine.counts)()
     started = time.perf_counter()
-    num_tokens = _run(engine, processor, files, arguments.new_tokens, is_mixed=arguments.mixed)
+    num_tokens = _run(engine, prepare, files, arguments.new_tokens, is_mixed=arguments.mixed)
     seconds = time.perf_counter() - started
     return {
         "what": "engine",
@@ -162,16 +162,19 @@ def _measure_engine(
 
 @torch.inference_mode()
 def _measure_generate(
-    model: YiVLForConditionalGeneration, processor: Processor, files: list[Path], batch_size: int, new_tokens: int
+    model: YiVLForConditionalGeneration,
+    processor: Processor,
+    prepare: Prepare,
+    files: list[Path],
+    batch_size: int,
+    new_tokens: int,
 ) -> float:
     """Images a second of transformers' own loop, in batches of prompts of one length, after one step that is not counted."""
-    store = ImageStore()
-    with ThreadPoolExecutor(num_threads(torch.device("cuda"))) as pool:
-        ready = list(prepare_ahead(pool, lambda path: _inputs(processor, store, path), files[: 2 * batch_size]))
+    ready = list(prepare(files[: 2 * batch_size]))
 
     def run(batch: list[ModelInputs], limit: int) -> None:
         input_ids = torch.from_numpy(np.stack([inputs.input_ids for inputs in batch])).cuda()
-        pixels = UnpaddedPixels.joined([inputs.pixels for inputs in batch]).to(torch.device("cuda")).squares()
+        pixels = UnpaddedPixels.joined([inputs.pixels for inputs in batch]).to(CUDA).squares()
         model.generate(
             input_ids, pixel_values=processor.preprocessor.normalise(pixels).to(model.dtype),
             attention_mask=torch.ones_like(input_ids), max_new_tokens=limit, do_sample=False, eos_token_id=None, pad_token_id=0,

@@ -5,8 +5,7 @@ A part is published when all its records are answered; a run that was killed goe
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -29,7 +28,7 @@ from yivl_core.inference.configuration import (
 )
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import load_engine, require_engine
-from yivl_core.inference.preparation import PreparedRow, RowPreparer, num_threads, prepare_ahead
+from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.model.adapters import check_base
@@ -42,6 +41,9 @@ from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import join
+from yivl_core.workers import start_server
+
+Prepare = Callable[[Iterable[tuple[int, InputRow]]], Iterator[PreparedRow]]
 
 
 def infer_shards(
@@ -75,6 +77,8 @@ def infer_shards(
         on_progress=on_progress,
     )
     shards = _wanted_shards(plan, shard_indices)
+    if shards and device.type == "cuda":
+        start_server()  # while the model is loaded
     num_records = sum(shard.num_records for shard in shards)
     worker = _Worker(config, base, plan, num_records, store, device, dtype, on_progress) if shards else None
     if worker and config.verify_invariance:
@@ -139,7 +143,7 @@ class _Worker:
         self._started = time.perf_counter()
         numbered = enumerate(rows)
         place = 0
-        with ThreadPoolExecutor(num_threads(self._device)) as pool:
+        with preparing(self._preparer.prepare, self._device) as prepare:
             for shard in shards:
                 shard_rows = list(islice(numbered, shard.first_record - place, shard.first_record - place + shard.num_records))
                 place = shard.first_record + shard.num_records
@@ -148,15 +152,15 @@ class _Worker:
                         f"the input ends at record {place - shard.num_records + len(shard_rows)}, and the plan counts "
                         f"{self._plan.num_records}; it was changed during the run: start again with an empty output folder"
                     )
-                publish_shard(self._plan, shard, self._answer_all(shard_rows, pool))
+                publish_shard(self._plan, shard, self._answer_all(shard_rows, prepare))
 
-    def _answer_all(self, rows: Sequence[tuple[int, InputRow]], pool: ThreadPoolExecutor) -> list[Prediction]:
+    def _answer_all(self, rows: Sequence[tuple[int, InputRow]], prepare: Prepare) -> list[Prediction]:
         """Predictions of rows in their order; images are decoded ahead, while the model answers."""
         predictions: list[Prediction | None] = [None] * len(rows)
         waiting: list[tuple[int, PreparedRow | None, float]] = []  # by number: place, row while it is answered, and since when
 
         def requests() -> Iterator[Request]:
-            for place, item in enumerate(prepare_ahead(pool, self._preparer.prepare, rows)):
+            for place, item in enumerate(prepare(rows)):
                 if item.inputs is None:
                     predictions[place] = self._finish(item, None, 0.0)
                     continue

@@ -1,23 +1,35 @@
-"""Rows -> what the model reads, in other threads and ahead of it: images read, checked, decoded, resized; prompts tokenised."""
+"""Rows -> what the model reads, beside it and ahead of it: images read, checked, decoded, resized; prompts tokenised.
 
+Beside a GPU this is done in processes. Threads on 16 cores make no more images ready than processes on four do
+(`tests/benchmarks/RESULTS.md`): each takes the interpreter some hundred times an image, and whoever gives the GPU its orders
+waits among them.
+"""
+
+import io
 import os
+import pickle
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
-from yivl_core.errors import DatasetError
+from yivl_core.errors import ChildFailedError, DatasetError
 from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest
 from yivl_core.outputs.shards import ShardPlan
 from yivl_core.processing.processor import ModelInputs, Processor
+from yivl_core.workers import end_with_parent, worker_context
 
 # Rows that wait for the model, at 0.6 MB an image of Yi-VL.
 NUM_AHEAD = 64
@@ -96,24 +108,75 @@ class RowPreparer:
         )
 
 
-def num_threads(device: torch.device) -> int:
-    """How many threads to prepare rows with; PIL lets go of the interpreter while it decodes and resizes, so they are enough.
+@contextmanager
+def preparing(
+    prepare: Callable[[Item], Prepared], device: torch.device, num_ahead: int = NUM_AHEAD
+) -> Iterator[Callable[[Iterable[Item]], Iterator[Prepared]]]:
+    """Helpers that make items ready for a model.
 
-    A model that runs on the CPU itself loses more by further threads than they bring.
+    Args:
+        prepare: makes one ready; beside a GPU it goes to other processes, and so do items and results.
+        device: where the model runs. On a CPU there is one thread: the model loses more by further ones than they bring.
+        num_ahead: most items that are ready, or being made so, before they are taken.
+
+    Yields:
+        What gives items, made ready, in their order. It raises what `prepare` raises, and `ChildFailedError` where a helper dies.
     """
-    return 1 if device.type == "cpu" else min(16, os.cpu_count() or 1)
+    pool: Executor
+    if device.type == "cpu":
+        pool = ThreadPoolExecutor(1)
+        ahead = partial(_ahead, pool, prepare, num_ahead)
+    else:
+        pool = ProcessPoolExecutor(min(16, os.cpu_count() or 1), worker_context(__name__), _start_worker, (prepare,))
+        ahead = partial(_unpacked, partial(_ahead, pool, _prepare_in_worker, num_ahead))
+    try:
+        yield ahead
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def prepare_ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[Item], Prepared], items: Iterable[Item], num_ahead: int = NUM_AHEAD
-) -> Iterator[Prepared]:
-    """Items made ready by the threads of a pool, in order, some ahead of who takes them."""
+def _unpacked(ahead: Callable[[Iterable[Item]], Iterator[bytes]], items: Iterable[Item]) -> Iterator[Any]:
+    return map(pickle.loads, ahead(items))
+
+
+def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, items: Iterable[Item]) -> Iterator[Prepared]:
     source = iter(items)
-    futures = deque(pool.submit(prepare, item) for item in islice(source, num_ahead))
-    while futures:
-        prepared = futures.popleft().result()
-        futures.extend(pool.submit(prepare, item) for item in islice(source, 1))
-        yield prepared
+    try:
+        futures = deque(pool.submit(work, item) for item in islice(source, num_ahead))
+        while futures:
+            prepared = futures.popleft().result()
+            futures.extend(pool.submit(work, item) for item in islice(source, 1))
+            yield prepared
+    except BrokenProcessPool as cause:
+        raise ChildFailedError(
+            "a process that prepares images has died, killed perhaps because memory ran out; what had been published is kept: "
+            "free some memory, and continue with --resume"
+        ) from cause
+
+
+_worker_prepares: Callable[[Any], Any]
+
+
+def _start_worker(prepare: Callable[[Any], Any]) -> None:
+    global _worker_prepares
+    _worker_prepares = prepare
+    end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach the whole group; the parent ends its helpers itself
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _prepare_in_worker(item: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(_worker_prepares(item))
+    return file.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends tensors as arrays; torch would put each into shared memory, of which a container has little."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
 
 
 def _prediction_images(row: InputRow, images: Sequence[LoadedImage]) -> tuple[PredictionImage, ...]:

@@ -88,6 +88,10 @@ class ImagePreprocessor:
         scaled = (np.arange(256) * rescale_factor).astype(np.float32)
         mean, std = np.array(image_mean, dtype=np.float32), np.array(image_std, dtype=np.float32)
         self._table = torch.from_numpy((scaled[None, :] - mean[:, None]) / std[:, None])
+        self._arguments = (image_size_px, tuple(image_mean), tuple(image_std), rescale_factor, int(resample))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_of, self._arguments  # to other processes go the few numbers that it is made of
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ImagePreprocessor":
@@ -132,3 +136,15 @@ class ImagePreprocessor:
         """
         table = self._table.to(pixels.device, non_blocking=True)
         return torch.stack([table[channel][pixels[..., channel].int()] for channel in range(3)], dim=1)
+
+
+def _made_of(
+    image_size_px: int, image_mean: Sequence[float], image_std: Sequence[float], rescale_factor: float, resample: int
+) -> ImagePreprocessor:
+    return ImagePreprocessor(
+        image_size_px=image_size_px,
+        image_mean=image_mean,
+        image_std=image_std,
+        rescale_factor=rescale_factor,
+        resample=resample,
+    )

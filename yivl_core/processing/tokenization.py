@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,9 @@ class Tokenizer:
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._processor, self._added_tokens)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer":

@@ -1,16 +1,12 @@
 """Validated records -> packed rows in memory, ahead of the model: in threads, or in processes where these keep a GPU waiting."""
 
 import hashlib
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +23,7 @@ from yivl_core.processing.processor import ModelInputs, Processor, TooLongError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSettings
 from yivl_core.training.packing import PackedBatch, pack
+from yivl_core.workers import end_with_parent, worker_context
 
 _NUM_THREADS = 4
 _MEASURED_AT_A_TIME = 1000
@@ -258,8 +255,8 @@ def _in_processes(
         num_workers=num_workers,
         collate_fn=_as_it_is,
         prefetch_factor=_GROUPS_AHEAD_OF_A_WORKER,
-        multiprocessing_context=_worker_context(),
-        worker_init_fn=_end_with_the_training,
+        multiprocessing_context=worker_context(__name__),
+        worker_init_fn=_start_worker,
         pin_memory=gpu is not None,
     )
     with nullcontext() if gpu is None else torch.cuda.device(gpu):  # the loader pins for the GPU that is current when it starts
@@ -270,26 +267,8 @@ def _in_processes(
         yield result
 
 
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a process that has imported this module and nothing of the training, so that not each imports it.
-
-    That process is started once for all trainings of this one.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _end_with_the_training(_: int) -> None:
-    """Let this worker end when the process of the training does: torch looks at the worker's parent only, which lives on."""
-    training = multiprocessing.parent_process()
-    assert training is not None
-
-    def wait() -> None:
-        connection.wait([training.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _start_worker(_: int) -> None:
+    end_with_parent()  # torch looks at the worker's own parent only, which lives on
 
 
 def _as_it_is(result: T) -> T:
