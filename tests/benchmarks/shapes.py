@@ -21,8 +21,12 @@ from yivl_core.processing.image import ImagePreprocessor
 from yivl_core.processing.processor import Processor
 from yivl_core.processing.tokenization import Tokenizer
 
-# config.json of 01-ai/Yi-VL-6B and -34B.
+# config.json of 01-ai/Yi-VL-6B and -34B, and of TinyLlama-1.1B: a decoder with other proportions, for what is planned by shape.
 TEXT_SHAPES = {
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
     "6b": {
         "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 4,

@@ -113,14 +113,32 @@ def write_random_checkpoint(
         for name, parameter in model.named_parameters()
     }
     with publish_folder(folder) as temporary_folder:
-        vision_folder = temporary_folder / VISION_FOLDER
-        vision_folder.mkdir(parents=True)
-        _write_tokenizer(temporary_folder, tokenizer_model or _train_tokenizer(shape))
+        vision_folder = write_small_files(
+            temporary_folder, shape, dtype, vision_dtype, tokenizer_model or _train_tokenizer(shape)
+        )
         _write_json(temporary_folder / ABOUT_FILE, {"kind": "random", "seed": seed})
-        _write_json(temporary_folder / "config.json", _published_config(shape, dtype))
-        _write_json(vision_folder / "config.json", _published_vision_config(shape, vision_dtype))
-        _write_json(vision_folder / "preprocessor_config.json", _preprocessor_config(shape))
         write_published_weights(temporary_folder, vision_folder, tensors, max_shard_bytes=5_000_000_000)
+
+
+def write_small_files(
+    folder: Path, shape: RandomShape, dtype: torch.dtype, vision_dtype: torch.dtype, tokenizer_model: bytes
+) -> Path:
+    """Write all files of a checkpoint but its weights; the folder for those of the tower.
+
+    Args:
+        folder: an existing, empty folder.
+        shape: sizes.
+        dtype: of the main weights.
+        vision_dtype: of the tower's.
+        tokenizer_model: a SentencePiece model.
+    """
+    vision_folder = folder / VISION_FOLDER
+    vision_folder.mkdir(parents=True)
+    _write_tokenizer(folder, tokenizer_model)
+    _write_json(folder / "config.json", _published_config(shape, dtype))
+    _write_json(vision_folder / "config.json", _published_vision_config(shape, vision_dtype))
+    _write_json(vision_folder / "preprocessor_config.json", _preprocessor_config(shape))
+    return vision_folder
 
 
 def _text_config(shape: RandomShape) -> LlamaConfig:
