@@ -194,6 +194,7 @@ class _Worker:
             max_new_tokens=config.max_new_tokens,
             stop_strings=config.stop,
             stop_token_ids=config.stop_token_ids,
+            with_logprobs=config.logprobs,
         )
 
     def _finish(self, item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
@@ -233,6 +234,7 @@ def _prediction(item: PreparedRow, completion: Completion | None, generate_s: fl
         error=item.error,
         prompt_tokens=len(item.inputs.input_ids) if item.inputs is not None else None,
         completion_tokens=completion.num_tokens if completion else None,
+        completion_logprobs=completion.logprobs if completion else None,
         preprocess_s=item.preprocess_s,
         generate_s=generate_s if completion else None,
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -26,8 +27,10 @@ from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
+from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import read_manifest
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
+from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.progress import Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSummary
 
@@ -280,7 +283,96 @@ def test_a_remote_output_holds_the_same(infer: Infer) -> None:
     assert remote.num_records == len(rows(remote)) == 12
 
 
+# Log-probabilities
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[ModelInputs, tuple[int, ...]]]:
+    """Prompts and tokens of all that engines answer from now on, by sample id; the files hold text alone."""
+    found: dict[str, tuple[ModelInputs, tuple[int, ...]]] = {}
+    whole = InferenceEngine.generate
+
+    def watch(self: InferenceEngine, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        taken: list[Request] = []
+
+        def take() -> Iterator[Request]:
+            for request in requests:
+                taken.append(request)
+                yield request
+
+        for number, completion in whole(self, take()):
+            assert completion is not None
+            found[taken[number].sample_id] = taken[number].inputs, completion.token_ids
+            yield number, completion
+
+    monkeypatch.setattr(InferenceEngine, "generate", watch)
+    return found
+
+
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 1.5, "repetition_penalty": 1.3, "seed": 4}], ids=["greedy", "sampled"])
+def test_logprobs_are_those_of_the_model_of_record_for_the_same_tokens(
+    decoding: dict[str, Any],
+    infer: Infer,
+    answered: dict[str, tuple[ModelInputs, tuple[int, ...]]],
+    nano: Path,
+    repository: Path,
+    forced_logprobs: Callable[..., torch.Tensor],
+) -> None:
+    dataset = repository / "data" / "handwritten_numbers" / "val.jsonl"
+    summary = infer(model=str(nano), dataset=str(dataset), limit=6, batch_size=4, max_new_tokens=16, logprobs=True, **decoding)
+    model, processor = load_model(nano), Processor.from_checkpoint(nano)
+    least = 0.0
+    for prediction in rows(summary):
+        assert prediction.completion_logprobs is not None
+        inputs, token_ids = answered[prediction.sample_id]
+        found, expected = torch.tensor(prediction.completion_logprobs), forced_logprobs(model, processor, inputs, token_ids)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        least = min(least, *prediction.completion_logprobs)
+    assert len(answered) == 6
+    assert least < -0.5, "the model was not always sure"
+    assert summary.num_by_finish_reason.get("stop", 0) > 0
+
+
+def test_logprobs_are_null_for_an_error_and_where_nobody_asked(infer: Infer, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(4)
+    (dataset.parent / "1-0.png").write_bytes(b"no image")
+    asked, unasked = (infer(dataset=str(dataset), output=str(name), logprobs=name) for name in (True, False))
+    lengths = [each.completion_logprobs and len(each.completion_logprobs) for each in rows(asked)]
+    assert lengths == [each.completion_tokens for each in rows(asked)]
+    assert [length is None for length in lengths] == [False, True, False, False]
+    assert [each.completion_logprobs for each in rows(unasked)] == [None] * 4
+    assert asked.content_digest == unasked.content_digest
+
+
 # Stopping and going on
+
+
+def test_a_run_with_logprobs_goes_on_in_other_batches_to_the_same_content(infer: Infer) -> None:
+    settings = {"shard_size": 6, "logprobs": True}
+    whole = infer(output="whole", batch_size=6, **settings)
+    infer(shard_indices=[0], batch_size=6, **settings)
+    resumed = infer(batch_size=1, resume=True, **settings)
+    assert resumed.content_digest == whole.content_digest
+    for one, other in zip(rows(resumed), rows(whole), strict=True):
+        assert one.completion_logprobs == pytest.approx(other.completion_logprobs, abs=1e-4)
+
+
+def test_a_run_of_a_version_without_logprobs_is_gone_on_with(infer: Infer) -> None:
+    summary = infer(shard_size=4)
+    first, plan_path = part(summary, 0), Path(summary.output) / "plan.json"
+    table = pq.read_table(first).drop_columns("completion_logprobs")
+    pq.write_table(table.replace_schema_metadata({"yivl.schema": "predictions", "yivl.schema_version": "1"}), first)
+    plan = json.loads(plan_path.read_text())
+    del plan["fingerprint"]["decoding"]["logprobs"]
+    plan_path.write_text(json.dumps(plan))
+    part(summary, 1).unlink()
+    before = first.read_bytes()
+    resumed = infer(shard_size=4, resume=True)
+    assert resumed.content_digest == summary.content_digest
+    assert len(rows(resumed)) == 12
+    assert first.read_bytes() == before
+    with pytest.raises(OutputError, match=r"decoding\.logprobs was false and is true"):
+        infer(shard_size=4, resume=True, logprobs=True)
 
 
 @pytest.mark.parametrize("records_before", [0, 2, 4, 8, 10])
@@ -389,7 +481,7 @@ def test_an_output_that_is_not_empty_is_refused(infer: Infer, tmp_path: Path) ->
 
 DECIDING: dict[str, Any] = {
     "max_new_tokens": 9, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5, "seed": 3,
-    "stop": ["a"], "stop_token_ids": [7],
+    "stop": ["a"], "stop_token_ids": [7], "logprobs": True,
 }  # fmt: skip
 
 
