@@ -62,8 +62,8 @@ def infer_shards(
     started = time.perf_counter()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    require_engine(config, device, dtype)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
+    require_engine(config, config.adapter, device, dtype)
     fingerprint = _fingerprint(config, base, source, device, dtype)
     plan = plan_shards(
         config.output,

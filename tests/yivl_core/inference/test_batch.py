@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from pydantic import ValidationError
 
@@ -560,6 +561,25 @@ def test_an_adapter_on_another_base_is_refused_before_anything_is_written(
     """On the merged model it would count twice."""
     with pytest.raises(CheckpointError, match=rf"{merged}: is not the base that {trained.adapter} was trained on"):
         infer(model=merged, adapter=trained.adapter)
+    assert not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
+@pytest.mark.parametrize("settings", [{"batch_invariant": True}, {"batch_invariant": True, "resume": True}], ids=str)
+def test_an_adapter_that_the_engine_cannot_serve_is_refused_before_anything_is_written(
+    settings: dict[str, Any], infer: Infer, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = load_model(tiny_checkpoint), str(tmp_path / "adapter")
+    get_peft_model(model, LoraConfig(target_modules=["v_proj"], use_dora=True)).save_pretrained(adapter)
+    summary = infer(model=str(tiny_checkpoint), adapter=adapter, output="of-record", max_new_tokens=2)
+    assert summary.sizes == "8 records at a time with the model of record"
+    monkeypatch.setattr("yivl_core.inference.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    message = (
+        rf"{adapter}: this adapter is no plain LoRA, so the model of record answers, which does not know batch_invariant; "
+        "leave that out, or merge the adapter where that is possible"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        infer(model=str(tiny_checkpoint), adapter=adapter, **settings)
     assert not (tmp_path / "predictions").exists()
 
 
