@@ -54,7 +54,8 @@ class EngineSettings(BaseModel):
     )
     batch_invariant: bool = Field(
         default=False,
-        description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower",
+        description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower; resumed only "
+        "with steps of the same sizes, which follow from batch_size, and from gpu_memory or what is free",
     )
     attention: Literal["auto", "sdpa"] = Field(
         default="auto",

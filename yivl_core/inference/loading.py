@@ -42,10 +42,29 @@ def require_engine(settings: EngineSettings, adapter: str | Path | None, device:
         _require_nothing_of_the_engine(settings, adapter)
 
 
+def plan_engine(settings: EngineSettings, base: CheckpointFiles, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+    """The sizes of an engine with a checkpoint's model, by the memory that is free now: before its weights are loaded.
+
+    Raises:
+        ConfigurationError: the model does not fit into memory.
+    """
+    return plan_memory(
+        read_config(base),
+        dtype,
+        device,
+        num_rows=settings.batch_size,
+        gpu_memory_gb=settings.gpu_memory,
+        is_invariant=settings.batch_invariant,
+        is_fp8=settings.quantization == "fp8",
+        is_plain=settings.attention == "sdpa",
+    )
+
+
 def load_engine(
     settings: EngineSettings,
     base: CheckpointFiles,
     processor: Processor,
+    plan: MemoryPlan,
     *,
     adapter: str | Path | None,
     device: torch.device,
@@ -59,24 +78,14 @@ def load_engine(
         settings: of the engine, which `require_engine` has let pass.
         base: the checkpoint.
         processor: of the checkpoint.
+        plan: of `plan_engine`.
         adapter: adapter folder to put on it, without merging.
         device: where it runs.
         dtype: of weights and arithmetic.
 
     Raises:
         CheckpointError: a folder is broken, or the two do not fit each other.
-        ConfigurationError: the model does not fit into memory.
     """
-    plan = plan_memory(
-        read_config(base),
-        dtype,
-        device,
-        num_rows=settings.batch_size,
-        gpu_memory_gb=settings.gpu_memory,
-        is_invariant=settings.batch_invariant,
-        is_fp8=settings.quantization == "fp8",
-        is_plain=settings.attention == "sdpa",
-    )
     model = load_model(base, dtype=dtype, device=device)
     if adapter:
         model = cast(YiVLForConditionalGeneration, load_adapter(model, Path(adapter)).get_base_model())

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,6 +26,8 @@ from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.decoder import Decoder
 from yivl_core.inference.engine import InferenceEngine
+from yivl_core.inference.loading import plan_engine
+from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
@@ -517,6 +520,106 @@ def test_going_on_with_another_model_input_or_dtype_is_refused_by_name(
 def test_batch_size_and_device_may_change_on_the_way(infer: Infer) -> None:
     infer(shard_indices=[0], shard_size=6, batch_size=2)
     assert infer(resume=True, shard_size=6, batch_size=5, device="cpu").num_shards_done == 2
+
+
+FreeMemory = Callable[[int], None]
+
+
+@pytest.fixture
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> FreeMemory:
+    """Sets the bytes that are free on this machine, as engines see it."""
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=num_bytes))
+
+    return set_free
+
+
+def test_going_on_invariantly_with_steps_of_other_sizes_is_refused_by_name(infer: Infer, free_memory: FreeMemory) -> None:
+    settings = {"shard_size": 6, "batch_invariant": True}
+    first = infer(shard_indices=[0], batch_size=2, **settings)
+    with pytest.raises(OutputError, match=r"settings: numerics\.batch_size was 2 and is 5\. Set them as they were to go on"):
+        infer(resume=True, batch_size=5, **settings)
+    free_memory(50_000_000)
+    resumed = infer(resume=True, batch_size=2, **settings)
+    assert resumed.content_digest == infer(output="whole", batch_size=2, **settings).content_digest
+    manifest = read_manifest(f"{first.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["numerics"]["batch_size"] == 2
+
+
+def test_less_free_memory_is_noticed_by_an_invariant_run_alone(infer: Infer, free_memory: FreeMemory) -> None:
+    for is_invariant, output in ((True, "invariant"), (False, "usual")):
+        settings = {"shard_size": 6, "batch_invariant": is_invariant, "output": output}
+        free_memory(1_000_000_000)
+        infer(shard_indices=[0], **settings)
+        free_memory(50_000_000)
+        if is_invariant:
+            with pytest.raises(OutputError, match=r"settings: numerics\.batch_size was 64 and is 26\. Set"):
+                infer(resume=True, **settings)
+        else:
+            assert infer(resume=True, **settings).num_shards_done == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("num_rows", "batch_size"), ("prefill_rows", "prefill_rows"), ("prefill_tokens", "prefill_tokens"),
+        ("vision_images", "vision_images"), ("cache_tokens", None), ("records_prefills", None),
+    ],
+)  # fmt: skip
+def test_the_sizes_of_an_invariant_run_are_those_of_its_matrix_products(
+    field: str, name: str | None, infer: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer(shard_indices=(), batch_invariant=True)
+
+    def plan_other(*given: Any) -> MemoryPlan:
+        plan = plan_engine(*given)
+        changed: dict[str, Any] = {field: getattr(plan.settings, field) + 1}
+        return replace(plan, settings=replace(plan.settings, **changed))
+
+    monkeypatch.setattr("yivl_core.inference.batch.plan_engine", plan_other)
+    if name is None:
+        assert infer(shard_indices=(), batch_invariant=True, resume=True).num_shards_done == 0
+        return
+    with pytest.raises(OutputError, match=rf"settings: numerics\.{name} was \d+ and is \d+\. Set them"):
+        infer(shard_indices=(), batch_invariant=True, resume=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"resume": True}, {"batch_invariant": True}], ids=str)
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
+    settings: dict[str, Any], infer: Infer, free_memory: FreeMemory, tmp_path: Path
+) -> None:
+    free_memory(10_000_000)
+    with pytest.raises(ConfigurationError, match=r"the model does not fit: it needs .* on cpu to be loaded and to answer one"):
+        infer(**settings)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_to_plan_and_to_count_takes_no_memory(infer: Infer, free_memory: FreeMemory) -> None:
+    """Whoever has workers do the shards does just that, perhaps beside them."""
+    summary = infer(output="done")
+    free_memory(10_000_000)
+    assert infer(shard_indices=()).num_shards_done == 0
+    assert infer(output="done", resume=True).content_digest == summary.content_digest
+    with pytest.raises(ConfigurationError, match=r"the model does not fit"):
+        infer(resume=True)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_sizes_are_those_of_the_memory_before_the_weights_are_loaded(
+    batch_invariant: bool, infer: Infer, free_memory: FreeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: Any, **named: Any) -> Any:
+        free_memory(0)
+        return load_model(*given, **named)
+
+    monkeypatch.setattr("yivl_core.inference.loading.load_model", load)
+    free_memory(50_000_000)
+    assert infer(batch_invariant=batch_invariant).sizes.startswith("26 records at a time, ")
+    free_memory(50_000_000)
+    infer(shard_indices=(), output="planned")
+    assert infer(output="planned", resume=True).sizes.startswith("26 records at a time, ")
 
 
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower_and_loses_nothing(

@@ -22,7 +22,7 @@ from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.linear import FusedLinear, is_plain_lora
-from yivl_core.inference.loading import Engine, load_engine
+from yivl_core.inference.loading import Engine, load_engine, plan_engine
 from yivl_core.inference.requests import Request
 from yivl_core.model.adapters import (
     _MORE_THAN_PRODUCTS,
@@ -278,14 +278,10 @@ def ids(engine: Engine, processor: Processor) -> list[tuple[int, ...]]:
 
 
 def engine_with(checkpoint: Path, adapter: str | Path | None, **settings: Any) -> tuple[Engine, str]:
-    return load_engine(
-        EngineSettings(**{"batch_size": 3, **settings}),
-        open_checkpoint(checkpoint),
-        Processor.from_checkpoint(checkpoint),
-        adapter=adapter,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    base, device, dtype = open_checkpoint(checkpoint), torch.device("cpu"), torch.float32
+    asked, processor = EngineSettings(**{"batch_size": 3, **settings}), Processor.from_checkpoint(checkpoint)
+    plan = plan_engine(asked, base, device, dtype)
+    return load_engine(asked, base, processor, plan, adapter=adapter, device=device, dtype=dtype)
 
 
 def assert_answers_as_peft(engine: Engine, checkpoint: Path, adapter: str | Path) -> None:
