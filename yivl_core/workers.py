@@ -16,8 +16,9 @@ def worker_context(module: str) -> context.BaseContext:
     return found
 
 
-def start_server() -> None:
+def start_server(module: str) -> None:
     """Starts the process that helpers are forked from, which takes seconds for its imports, and does not wait for it."""
+    worker_context(module)
     forkserver.ensure_running()
 
 

@@ -90,7 +90,7 @@ def engine(checkpoint: Path, images: Path) -> dict[str, float]:
     from yivl_core.data.images import ImageReference, ImageStore
     from yivl_core.data.records import Record
     from yivl_core.inference.configuration import EngineSettings
-    from yivl_core.inference.loading import load_engine
+    from yivl_core.inference.loading import load_engine, plan_engine
     from yivl_core.inference.requests import Request
     from yivl_core.model.files import open_checkpoint
     from yivl_core.processing.processor import Processor
@@ -98,7 +98,9 @@ def engine(checkpoint: Path, images: Path) -> dict[str, float]:
     times = {"imported, s": _since_start()}
     base, device = open_checkpoint(checkpoint), torch.device("cuda")
     processor = Processor.from_checkpoint(base)
-    loaded, _ = load_engine(EngineSettings(), base, processor, adapter=None, device=device, dtype=torch.bfloat16)
+    settings, dtype = EngineSettings(), torch.bfloat16
+    plan = plan_engine(settings, base, device, dtype)
+    loaded, _ = load_engine(settings, base, processor, plan, adapter=None, device=device, dtype=dtype)
     torch.cuda.synchronize()
     times["ready for the first image, s"] = _since_start()
     path = next(images.iterdir())

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from flows import cli
 from flows.commands import COMMANDS, _change
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
+from yivl_core.outputs.predictions import read_predictions
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -146,6 +148,28 @@ def test_what_a_training_has_changed_is_told_whether_it_is_better_or_worse():
     assert _change(before, after) == "91 more of 200 records exact (94 -> 185), CER 0.1600 -> 0.0165"
     assert _change(after, before) == "91 fewer of 200 records exact (185 -> 94), CER 0.0165 -> 0.1600"
     assert _change(before, before) == "no more of 200 records exact (94 -> 94), CER 0.1600 -> 0.1600"
+
+
+def test_logprobs_can_be_asked_for_wherever_decoding_is_decided():
+    for arguments, place in (
+        ("infer --model m --dataset d --output o --logprobs", "logprobs"),
+        ("retrain --model m --dataset d --output o --decoding.logprobs", "decoding.logprobs"),
+    ):
+        given = cli._parser().parse_args(arguments.split())
+        command = COMMANDS[given.command]
+        assert attrgetter(place)(cli.read_options(given, command.config, command.spelling)) is True
+
+
+@FLOWS
+@pytest.mark.usefixtures("in_process", "core_in_this_process")
+def test_logprobs_reach_the_file(small_dataset, tiny_checkpoint, tmp_path):
+    arguments = f"infer --model {tiny_checkpoint} --dataset {small_dataset}/val.jsonl --device cpu --max-new-tokens 3 --output"
+    for name, asked, types in (("with", ["--logprobs"], {tuple}), ("without", [], {type(None)})):
+        output = str(tmp_path / name)
+        assert cli.main([*arguments.split(), output, *asked]) == 0
+        rows = list(read_predictions(output))
+        assert len(rows) == 3
+        assert {type(row.completion_logprobs) for row in rows} == types
 
 
 @FLOWS

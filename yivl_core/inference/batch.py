@@ -27,8 +27,9 @@ from yivl_core.inference.configuration import (
     find_input,
 )
 from yivl_core.inference.invariance import find_variant
-from yivl_core.inference.loading import load_engine, require_engine
-from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing
+from yivl_core.inference.loading import load_engine, plan_engine, require_engine
+from yivl_core.inference.memory import MemoryPlan
+from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing, start_early
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.model.adapters import check_base
@@ -36,12 +37,11 @@ from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
 from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
 from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions, record_columns
-from yivl_core.outputs.shards import Shard, ShardPlan, missing_shards, plan_shards, publish_shard, shards_to_do
+from yivl_core.outputs.shards import PLAN_NAME, Shard, ShardPlan, missing_shards, plan_shards, publish_shard, shards_to_do
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import join
-from yivl_core.workers import start_server
+from yivl_core.storage import exists, join
 
 Prepare = Callable[[Iterable[tuple[int, InputRow]]], Iterator[PreparedRow]]
 
@@ -64,9 +64,10 @@ def infer_shards(
     started = time.perf_counter()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    require_engine(config, device, dtype)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
-    fingerprint = _fingerprint(config, base, source, device, dtype)
+    require_engine(config, config.adapter, device, dtype)
+    sizes = plan_engine(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
+    fingerprint = _fingerprint(config, base, source, device, dtype, sizes)
     plan = plan_shards(
         config.output,
         read_rows=lambda: read_inputs(source),
@@ -77,10 +78,12 @@ def infer_shards(
         on_progress=on_progress,
     )
     shards = _wanted_shards(plan, shard_indices)
-    if shards and device.type == "cuda":
-        start_server()  # while the model is loaded
     num_records = sum(shard.num_records for shard in shards)
-    worker = _Worker(config, base, plan, num_records, store, device, dtype, on_progress) if shards else None
+    worker = None
+    if shards:
+        start_early(device)
+        sizes = sizes or plan_engine(config, base, device, dtype)
+        worker = _Worker(config, base, sizes, plan, num_records, store, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe(read_inputs(source))
     loaded = time.perf_counter()
@@ -97,6 +100,7 @@ class _Worker:
         self,
         config: InferenceConfig,
         base: CheckpointFiles,
+        sizes: MemoryPlan,
         plan: ShardPlan,
         num_records: int,
         store: ImageStore,
@@ -113,7 +117,9 @@ class _Worker:
         self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
         self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
-        self._engine, self.sizes = load_engine(config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype)
+        self._engine, self.sizes = load_engine(
+            config, base, self._processor, sizes, adapter=config.adapter, device=device, dtype=dtype
+        )
         self._report(self.sizes)
         self._params = SamplingParams.from_settings(config)
         self.invariance: dict[str, int] | None = None
@@ -198,6 +204,7 @@ class _Worker:
             max_new_tokens=config.max_new_tokens,
             stop_strings=config.stop,
             stop_token_ids=config.stop_token_ids,
+            with_logprobs=config.logprobs,
         )
 
     def _finish(self, item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
@@ -237,6 +244,7 @@ def _prediction(item: PreparedRow, completion: Completion | None, generate_s: fl
         error=item.error,
         prompt_tokens=len(item.inputs.input_ids) if item.inputs is not None else None,
         completion_tokens=completion.num_tokens if completion else None,
+        completion_logprobs=completion.logprobs if completion else None,
         preprocess_s=item.preprocess_s,
         generate_s=generate_s if completion else None,
     )
@@ -248,10 +256,25 @@ def _image_store(config: InferenceConfig) -> ImageStore:
     return ImageStore(MAX_PIXELS_LIMIT) if is_validated else ImageStore()
 
 
+def _needs_sizes_first(config: InferenceConfig, shard_indices: Sequence[int] | None) -> bool:
+    """Whether the engine's sizes have to be known before a plan is written.
+
+    They belong to that of an invariant run, and a model that does not fit must not leave one behind. Who only plans, or counts
+    what is there, needs no memory.
+    """
+    is_to_work = shard_indices is None or len(shard_indices) > 0
+    return config.batch_invariant or (is_to_work and not exists(join(config.output, PLAN_NAME)))
+
+
 def _fingerprint(
-    config: InferenceConfig, base: CheckpointFiles, source: InputSource, device: torch.device, dtype: torch.dtype
+    config: InferenceConfig,
+    base: CheckpointFiles,
+    source: InputSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: MemoryPlan | None,
 ) -> dict[str, Any]:
-    """What decides the rows; batch size, workers and shard order do not."""
+    """What decides the rows; workers and shard order do not, nor does the size of a batch unless all steps have one size."""
     base_digest = base.digest()
     if config.adapter:
         check_base(Path(config.adapter), base, base_digest)
@@ -265,7 +288,19 @@ def _fingerprint(
             "dtype": _name(dtype),
             "device": device.type,
             **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
+            **(_step_sizes(sizes) if sizes and config.batch_invariant else {}),
         },
+    }
+
+
+def _step_sizes(sizes: MemoryPlan) -> dict[str, int]:
+    """What the matrix products of an invariant run are filled up to, which moves their last bits."""
+    settings = sizes.settings
+    return {
+        "batch_size": settings.num_rows,
+        "prefill_rows": settings.prefill_rows,
+        "prefill_tokens": settings.prefill_tokens,
+        "vision_images": settings.vision_images,
     }
 
 

@@ -33,6 +33,7 @@ class DecodingSettings(BaseModel):
     stop_token_ids: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="tokens that end an answer, besides the end-of-text token"
     )
+    logprobs: bool = Field(default=False, description="tell the log-probability of each token of an answer")
 
 
 def _gigabytes(value: Any) -> Any:
@@ -53,7 +54,8 @@ class EngineSettings(BaseModel):
     )
     batch_invariant: bool = Field(
         default=False,
-        description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower",
+        description="give a record the same tokens alone, in any batch and in any order, on one kind of GPU; slower; resumed "
+        "only with steps of the same sizes, which follow from batch_size, and from gpu_memory or what is free",
     )
     attention: Literal["auto", "sdpa"] = Field(
         default="auto",
@@ -122,7 +124,7 @@ class InferenceSummary:
 
     Attributes:
         output: the predictions folder.
-        content_digest: sha256 (hex) of all rows but timings and source; None while shards are missing.
+        content_digest: sha256 (hex) of all rows but timings, log-probabilities and source; None while shards are missing.
         num_records: all rows; while shards are missing, those of this call.
         num_failed: rows with an error among them.
         num_by_finish_reason: these rows by `stop`, `length`, `error`.

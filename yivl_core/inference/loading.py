@@ -14,7 +14,7 @@ from yivl_core.inference.linear import is_plain_lora
 from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
-from yivl_core.model.adapters import load_adapter
+from yivl_core.model.adapters import is_plain_adapter, load_adapter
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -29,20 +29,42 @@ class Engine(Protocol):
         """Answers with the place of their request, as they end; None where logits were no finite numbers."""
 
 
-def require_engine(settings: EngineSettings, device: torch.device, dtype: torch.dtype) -> None:
-    """Nothing, if a device knows what the settings ask for; looked at before anything is written.
+def require_engine(settings: EngineSettings, adapter: str | Path | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Nothing, if a device and an adapter's kind go with what the settings ask for; looked at before anything is written.
 
     Raises:
-        ConfigurationError: it does not.
+        CheckpointError: the adapter's folder is broken.
+        ConfigurationError: they do not.
     """
     is_fp8, is_plain = settings.quantization == "fp8", settings.attention == "sdpa"
     require_possible(device, dtype, gpu_memory_gb=settings.gpu_memory, is_fp8=is_fp8, is_plain=is_plain)
+    if adapter and not is_plain_adapter(Path(adapter)):
+        _require_nothing_of_the_engine(settings, adapter)
+
+
+def plan_engine(settings: EngineSettings, base: CheckpointFiles, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+    """The sizes of an engine with a checkpoint's model, by the memory that is free now: before its weights are loaded.
+
+    Raises:
+        ConfigurationError: the model does not fit into memory.
+    """
+    return plan_memory(
+        read_config(base),
+        dtype,
+        device,
+        num_rows=settings.batch_size,
+        gpu_memory_gb=settings.gpu_memory,
+        is_invariant=settings.batch_invariant,
+        is_fp8=settings.quantization == "fp8",
+        is_plain=settings.attention == "sdpa",
+    )
 
 
 def load_engine(
     settings: EngineSettings,
     base: CheckpointFiles,
     processor: Processor,
+    plan: MemoryPlan,
     *,
     adapter: str | Path | None,
     device: torch.device,
@@ -53,34 +75,24 @@ def load_engine(
     An adapter that is no plain LoRA is run with the model of record.
 
     Args:
-        settings: of the engine.
+        settings: of the engine, which `require_engine` has let pass.
         base: the checkpoint.
         processor: of the checkpoint.
+        plan: of `plan_engine`.
         adapter: adapter folder to put on it, without merging.
         device: where it runs.
         dtype: of weights and arithmetic.
 
     Raises:
         CheckpointError: a folder is broken, or the two do not fit each other.
-        ConfigurationError: the model does not fit into memory, or the adapter is of a kind that goes with none of the settings.
     """
-    plan = plan_memory(
-        read_config(base),
-        dtype,
-        device,
-        num_rows=settings.batch_size,
-        gpu_memory_gb=settings.gpu_memory,
-        is_invariant=settings.batch_invariant,
-        is_fp8=settings.quantization == "fp8",
-        is_plain=settings.attention == "sdpa",
-    )
     model = load_model(base, dtype=dtype, device=device)
     if adapter:
         model = cast(YiVLForConditionalGeneration, load_adapter(model, Path(adapter)).get_base_model())
-        if not is_plain_lora(model):
-            _require_nothing_of_the_engine(settings, adapter)
+        if not is_plain_adapter(Path(adapter)):
             batch_size = settings.batch_size or RECORD_BATCH_SIZE
             return RecordEngine(model, processor, batch_size), f"{batch_size} records at a time with the model of record"
+        assert is_plain_lora(model), f"{adapter}: its files say that it is plain"
     return make_engine(model, processor, plan), str(plan)
 
 

@@ -29,7 +29,7 @@ from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest
 from yivl_core.outputs.shards import ShardPlan
 from yivl_core.processing.processor import ModelInputs, Processor
-from yivl_core.workers import end_with_parent, worker_context
+from yivl_core.workers import end_with_parent, start_server, worker_context
 
 # Rows that wait for the model, at 0.6 MB an image of Yi-VL.
 NUM_AHEAD = 64
@@ -106,6 +106,12 @@ class RowPreparer:
             error=error,
             preprocess_s=time.perf_counter() - started,
         )
+
+
+def start_early(device: torch.device) -> None:
+    """Begins what `preparing` would have to wait for seconds, while a model is loaded."""
+    if device.type != "cpu":
+        start_server(__name__)
 
 
 @contextmanager

@@ -24,11 +24,15 @@ _PEFT_PREFIX = "base_model.model."
 _HALF_NAME = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")
 TARGET_NAMES = ("default", "all")
 _ATTENTION_OF_DECODER = r"model\.language_model\.layers\.\d+\.self_attn"
-# Settings of PEFT by which an adapter is more, or something else, than W + scale B A.
+# Settings of PEFT by which an adapter is more, or something else, than products scale B A beside layers.
+_MORE_THAN_PRODUCTS = (
+    "use_dora", "use_bdlora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+_STARTS_OF_VARIANTS = ("mica",)  # of init_lora_weights, the only ones that are more than a start
+# And those by which it is not W + scale B A with one scale and rank.
 _UNMERGEABLE = (
-    "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters",
-    "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens", "arrow_config",
-    "kasa_config", "monteclora_config", "velora_config",
+    *_MORE_THAN_PRODUCTS, "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication",
 )  # fmt: skip
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the other ways to start a LoRA change the base too
 
@@ -102,6 +106,25 @@ def check_base(adapter: Path, base: CheckpointFiles, base_digest: str) -> None:
             f"{base.folder}: is not the base that {adapter} was trained on (content digest {base_digest[:12]}, trained on "
             f"{str(expected)[:12]}); give that base as --model"
         )
+
+
+def is_plain_adapter(folder: Path) -> bool:
+    """Whether all that an adapter will do to a model are plain LoRA products beside linear layers, as far as its files say.
+
+    Args:
+        folder: the adapter folder, of which no tensor's values are read.
+
+    Raises:
+        CheckpointError: no adapter folder.
+    """
+    config, tensors = read_adapter_config(folder), _read_adapter_tensors(folder)
+    if config["peft_type"] != "LORA" or config.get("init_lora_weights") in _STARTS_OF_VARIANTS:
+        return False
+    if any(config.get(key) for key in _MORE_THAN_PRODUCTS):
+        return False
+    # Halves beside an embedding have names of their own, and those beside a convolution more dimensions.
+    halves = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    return all(_HALF_NAME.fullmatch(name) and len(tensor.shape) == 2 for name, tensor in halves.items())
 
 
 def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel:

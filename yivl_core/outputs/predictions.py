@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from yivl_core.data.reading import InputRow
 from yivl_core.digests import canonical_json
 from yivl_core.errors import OutputError
-from yivl_core.outputs.schema import COLUMNS, PREDICTION_SCHEMA, SCHEMA_VERSION
+from yivl_core.outputs.schema import COLUMNS, PREDICTION_SCHEMA, READ_SCHEMAS
 from yivl_core.storage import join, list_files, open_binary, publish_bytes
 
 PARTS_FOLDER = "predictions"
@@ -27,6 +27,8 @@ FinishReason = Literal["stop", "length", "error"]
 
 _PART_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _BATCH_ROWS = 1000
+# Raised with the columns that are content, not with the schema: the same answers keep their digest.
+_CONTENT_VERSION = "1"
 
 
 class DamagedPartError(OutputError):
@@ -64,6 +66,7 @@ class Prediction:
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_logprobs: tuple[float, ...] | None = None
     preprocess_s: float | None = None
     generate_s: float | None = None
 
@@ -161,10 +164,10 @@ def is_part_whole(output: str, file_name: str, records: range) -> bool:
 
 
 class ContentDigest:
-    """sha256 over all columns but timings and source, row by row: the same however the rows are split into parts."""
+    """sha256 over all columns that are content, row by row: the same however the rows are split into parts."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256(f"predictions {SCHEMA_VERSION}\n".encode())
+        self._hash = hashlib.sha256(f"predictions {_CONTENT_VERSION}\n".encode())
 
     def update(self, prediction: Prediction) -> None:
         """Take in the next row in record order."""
@@ -224,10 +227,12 @@ def _read_batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 def _check_schema(schema: pa.Schema, url: str) -> None:
     version = (schema.metadata or {}).get(b"yivl.schema_version", b"none").decode()
-    if version != SCHEMA_VERSION or not schema.equals(PREDICTION_SCHEMA):
-        what = "other columns than" if version == SCHEMA_VERSION else f"the prediction schema version {version}, not"
+    known = READ_SCHEMAS.get(version)
+    if known is None or not schema.equals(known):
+        read = " and ".join(READ_SCHEMAS)
+        what = f"the prediction schema version {version}" if known is None else f"other columns than version {version}"
         raise OutputError(
-            f"{url} has {what} version {SCHEMA_VERSION}, which this yivl reads; "
+            f"{url} has {what}, and this yivl reads {read}; "
             "read it with what wrote it, or run `yivl infer` again with an empty output folder"
         )
 
@@ -240,6 +245,8 @@ def _check(prediction: Prediction) -> None:
     absent, present = (answer, problem) if prediction.has_failed else (problem, answer)
     assert all(value is None for value in absent), prediction
     assert all(value is not None for value in present), prediction
+    logprobs = prediction.completion_logprobs
+    assert logprobs is None or len(logprobs) == prediction.completion_tokens, prediction
 
 
 def _to_columns(prediction: Prediction) -> dict[str, Any]:
@@ -247,6 +254,7 @@ def _to_columns(prediction: Prediction) -> dict[str, Any]:
     columns["history"] = [{"query": query, "response": response} for query, response in prediction.history]
     columns["references"] = list(prediction.references)
     columns["images"] = [asdict(image) | {"uri": _as_utf8(image.uri)} for image in prediction.images]
+    columns["completion_logprobs"] = None if prediction.completion_logprobs is None else list(prediction.completion_logprobs)
     columns["source"] = _as_utf8(prediction.source)
     columns["error"] = None if prediction.error is None else _as_utf8(prediction.error)
     return columns
@@ -256,6 +264,8 @@ def _from_columns(columns: dict[str, Any]) -> Prediction:
     columns["history"] = tuple((pair["query"], pair["response"]) for pair in columns["history"])
     columns["references"] = tuple(columns["references"])
     columns["images"] = tuple(PredictionImage(**image) for image in columns["images"])
+    if (logprobs := columns.get("completion_logprobs")) is not None:
+        columns["completion_logprobs"] = tuple(logprobs)
     return Prediction(**columns)
 
 

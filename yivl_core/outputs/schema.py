@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +17,7 @@ class Column:
         description: what it holds, with its unit.
         null_when: the only case in which it is null; None: it never is.
         is_content: whether the content digest covers it.
+        since: version of the schema that brought it.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Column:
     description: str
     null_when: str | None = None
     is_content: bool = True
+    since: int = 1
 
 
 def _list_of(element: pa.DataType) -> pa.DataType:
@@ -108,6 +110,15 @@ COLUMNS = (
         null_when="`finish_reason` is `error`",
     ),
     Column(
+        name="completion_logprobs",
+        type=_list_of(pa.float64()),
+        description="of each of these tokens the natural logarithm of its probability by the model alone, "
+        "before temperature and penalty",
+        null_when="`finish_reason` is `error`, or `logprobs` was not asked for",
+        is_content=False,  # its last bits depend on what was answered beside the record
+        since=2,
+    ),
+    Column(
         name="preprocess_s",
         type=pa.float64(),
         description="seconds for reading and preparing images and prompt",
@@ -123,10 +134,18 @@ COLUMNS = (
     ),
 )
 
-PREDICTION_SCHEMA = pa.schema(
-    [pa.field(column.name, column.type, nullable=column.null_when is not None) for column in COLUMNS],
-    metadata={"yivl.schema": "predictions", "yivl.schema_version": SCHEMA_VERSION},
-)
+
+def _schema(version: int) -> pa.Schema:
+    columns = [column for column in COLUMNS if column.since <= version]
+    return pa.schema(
+        [pa.field(column.name, column.type, nullable=column.null_when is not None) for column in columns],
+        metadata={"yivl.schema": "predictions", "yivl.schema_version": str(version)},
+    )
+
+
+PREDICTION_SCHEMA = _schema(SCHEMA_VERSION)
+# By version, all that are read; a column that a version lacks is null.
+READ_SCHEMAS = {str(version): _schema(version) for version in range(1, SCHEMA_VERSION + 1)}
 
 
 def columns_table() -> str:

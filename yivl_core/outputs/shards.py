@@ -25,6 +25,8 @@ from yivl_core.storage import exists, join, list_files, publish_bytes, read_byte
 
 PLAN_NAME = "plan.json"
 PLAN_VERSION = 1
+# What earlier plans lack, with what it was when they were made.
+_ADDED_SETTINGS = {"decoding.logprobs": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,8 @@ def _is_in_use(output: str, resume: bool) -> bool:
 
 
 def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any]) -> None:
-    there, here = _flat({"shard_size": plan.shard_size, **plan.fingerprint}), _flat(wanted)
+    stored = {"shard_size": plan.shard_size, **plan.fingerprint}
+    there, here = (_ADDED_SETTINGS | _flat(values) for values in (stored, wanted))
     differences = [
         f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
         for name in sorted(there.keys() | here.keys())

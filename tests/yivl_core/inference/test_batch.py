@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from pydantic import ValidationError
 
@@ -23,11 +26,15 @@ from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.decoder import Decoder
 from yivl_core.inference.engine import InferenceEngine
+from yivl_core.inference.loading import plan_engine
+from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
+from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import read_manifest
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
+from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.progress import Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSummary
 
@@ -280,7 +287,96 @@ def test_a_remote_output_holds_the_same(infer: Infer) -> None:
     assert remote.num_records == len(rows(remote)) == 12
 
 
+# Log-probabilities
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[ModelInputs, tuple[int, ...]]]:
+    """Prompts and tokens of all that engines answer from now on, by sample id; the files hold text alone."""
+    found: dict[str, tuple[ModelInputs, tuple[int, ...]]] = {}
+    whole = InferenceEngine.generate
+
+    def watch(self: InferenceEngine, requests: Iterable[Request]) -> Iterator[tuple[int, Completion | None]]:
+        taken: list[Request] = []
+
+        def take() -> Iterator[Request]:
+            for request in requests:
+                taken.append(request)
+                yield request
+
+        for number, completion in whole(self, take()):
+            assert completion is not None
+            found[taken[number].sample_id] = taken[number].inputs, completion.token_ids
+            yield number, completion
+
+    monkeypatch.setattr(InferenceEngine, "generate", watch)
+    return found
+
+
+@pytest.mark.parametrize("decoding", [{}, {"temperature": 1.5, "repetition_penalty": 1.3, "seed": 4}], ids=["greedy", "sampled"])
+def test_logprobs_are_those_of_the_model_of_record_for_the_same_tokens(
+    decoding: dict[str, Any],
+    infer: Infer,
+    answered: dict[str, tuple[ModelInputs, tuple[int, ...]]],
+    nano: Path,
+    repository: Path,
+    forced_logprobs: Callable[..., torch.Tensor],
+) -> None:
+    dataset = repository / "data" / "handwritten_numbers" / "val.jsonl"
+    summary = infer(model=str(nano), dataset=str(dataset), limit=6, batch_size=4, max_new_tokens=16, logprobs=True, **decoding)
+    model, processor = load_model(nano), Processor.from_checkpoint(nano)
+    least = 0.0
+    for prediction in rows(summary):
+        assert prediction.completion_logprobs is not None
+        inputs, token_ids = answered[prediction.sample_id]
+        found, expected = torch.tensor(prediction.completion_logprobs), forced_logprobs(model, processor, inputs, token_ids)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        least = min(least, *prediction.completion_logprobs)
+    assert len(answered) == 6
+    assert least < -0.5, "the model was not always sure"
+    assert summary.num_by_finish_reason.get("stop", 0) > 0
+
+
+def test_logprobs_are_null_for_an_error_and_where_nobody_asked(infer: Infer, make_dataset: MakeDataset) -> None:
+    dataset = make_dataset(4)
+    (dataset.parent / "1-0.png").write_bytes(b"no image")
+    asked, unasked = (infer(dataset=str(dataset), output=str(name), logprobs=name) for name in (True, False))
+    lengths = [each.completion_logprobs and len(each.completion_logprobs) for each in rows(asked)]
+    assert lengths == [each.completion_tokens for each in rows(asked)]
+    assert [length is None for length in lengths] == [False, True, False, False]
+    assert [each.completion_logprobs for each in rows(unasked)] == [None] * 4
+    assert asked.content_digest == unasked.content_digest
+
+
 # Stopping and going on
+
+
+def test_a_run_with_logprobs_goes_on_in_other_batches_to_the_same_content(infer: Infer) -> None:
+    settings = {"shard_size": 6, "logprobs": True}
+    whole = infer(output="whole", batch_size=6, **settings)
+    infer(shard_indices=[0], batch_size=6, **settings)
+    resumed = infer(batch_size=1, resume=True, **settings)
+    assert resumed.content_digest == whole.content_digest
+    for one, other in zip(rows(resumed), rows(whole), strict=True):
+        assert one.completion_logprobs == pytest.approx(other.completion_logprobs, abs=1e-4)
+
+
+def test_a_run_of_a_version_without_logprobs_is_gone_on_with(infer: Infer) -> None:
+    summary = infer(shard_size=4)
+    first, plan_path = part(summary, 0), Path(summary.output) / "plan.json"
+    table = pq.read_table(first).drop_columns("completion_logprobs")
+    pq.write_table(table.replace_schema_metadata({"yivl.schema": "predictions", "yivl.schema_version": "1"}), first)
+    plan = json.loads(plan_path.read_text())
+    del plan["fingerprint"]["decoding"]["logprobs"]
+    plan_path.write_text(json.dumps(plan))
+    part(summary, 1).unlink()
+    before = first.read_bytes()
+    resumed = infer(shard_size=4, resume=True)
+    assert resumed.content_digest == summary.content_digest
+    assert len(rows(resumed)) == 12
+    assert first.read_bytes() == before
+    with pytest.raises(OutputError, match=r"decoding\.logprobs was false and is true"):
+        infer(shard_size=4, resume=True, logprobs=True)
 
 
 @pytest.mark.parametrize("records_before", [0, 2, 4, 8, 10])
@@ -389,7 +485,7 @@ def test_an_output_that_is_not_empty_is_refused(infer: Infer, tmp_path: Path) ->
 
 DECIDING: dict[str, Any] = {
     "max_new_tokens": 9, "temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5, "seed": 3,
-    "stop": ["a"], "stop_token_ids": [7],
+    "stop": ["a"], "stop_token_ids": [7], "logprobs": True,
 }  # fmt: skip
 
 
@@ -424,6 +520,106 @@ def test_going_on_with_another_model_input_or_dtype_is_refused_by_name(
 def test_batch_size_and_device_may_change_on_the_way(infer: Infer) -> None:
     infer(shard_indices=[0], shard_size=6, batch_size=2)
     assert infer(resume=True, shard_size=6, batch_size=5, device="cpu").num_shards_done == 2
+
+
+FreeMemory = Callable[[int], None]
+
+
+@pytest.fixture
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> FreeMemory:
+    """Sets the bytes that are free on this machine, as engines see it."""
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=num_bytes))
+
+    return set_free
+
+
+def test_going_on_invariantly_with_steps_of_other_sizes_is_refused_by_name(infer: Infer, free_memory: FreeMemory) -> None:
+    settings = {"shard_size": 6, "batch_invariant": True}
+    first = infer(shard_indices=[0], batch_size=2, **settings)
+    with pytest.raises(OutputError, match=r"settings: numerics\.batch_size was 2 and is 5\. Set them as they were to go on"):
+        infer(resume=True, batch_size=5, **settings)
+    free_memory(50_000_000)
+    resumed = infer(resume=True, batch_size=2, **settings)
+    assert resumed.content_digest == infer(output="whole", batch_size=2, **settings).content_digest
+    manifest = read_manifest(f"{first.output}/manifest.json")
+    assert manifest is not None
+    assert manifest["numerics"]["batch_size"] == 2
+
+
+def test_less_free_memory_is_noticed_by_an_invariant_run_alone(infer: Infer, free_memory: FreeMemory) -> None:
+    for is_invariant, output in ((True, "invariant"), (False, "usual")):
+        settings = {"shard_size": 6, "batch_invariant": is_invariant, "output": output}
+        free_memory(1_000_000_000)
+        infer(shard_indices=[0], **settings)
+        free_memory(50_000_000)
+        if is_invariant:
+            with pytest.raises(OutputError, match=r"settings: numerics\.batch_size was 64 and is 26\. Set"):
+                infer(resume=True, **settings)
+        else:
+            assert infer(resume=True, **settings).num_shards_done == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("num_rows", "batch_size"), ("prefill_rows", "prefill_rows"), ("prefill_tokens", "prefill_tokens"),
+        ("vision_images", "vision_images"), ("cache_tokens", None), ("records_prefills", None),
+    ],
+)  # fmt: skip
+def test_the_sizes_of_an_invariant_run_are_those_of_its_matrix_products(
+    field: str, name: str | None, infer: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer(shard_indices=(), batch_invariant=True)
+
+    def plan_other(*given: Any) -> MemoryPlan:
+        plan = plan_engine(*given)
+        changed: dict[str, Any] = {field: getattr(plan.settings, field) + 1}
+        return replace(plan, settings=replace(plan.settings, **changed))
+
+    monkeypatch.setattr("yivl_core.inference.batch.plan_engine", plan_other)
+    if name is None:
+        assert infer(shard_indices=(), batch_invariant=True, resume=True).num_shards_done == 0
+        return
+    with pytest.raises(OutputError, match=rf"settings: numerics\.{name} was \d+ and is \d+\. Set them"):
+        infer(shard_indices=(), batch_invariant=True, resume=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"resume": True}, {"batch_invariant": True}], ids=str)
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
+    settings: dict[str, Any], infer: Infer, free_memory: FreeMemory, tmp_path: Path
+) -> None:
+    free_memory(10_000_000)
+    with pytest.raises(ConfigurationError, match=r"the model does not fit: it needs .* on cpu to be loaded and to answer one"):
+        infer(**settings)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_to_plan_and_to_count_takes_no_memory(infer: Infer, free_memory: FreeMemory) -> None:
+    """Whoever has workers do the shards does just that, perhaps beside them."""
+    summary = infer(output="done")
+    free_memory(10_000_000)
+    assert infer(shard_indices=()).num_shards_done == 0
+    assert infer(output="done", resume=True).content_digest == summary.content_digest
+    with pytest.raises(ConfigurationError, match=r"the model does not fit"):
+        infer(resume=True)
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_sizes_are_those_of_the_memory_before_the_weights_are_loaded(
+    batch_invariant: bool, infer: Infer, free_memory: FreeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*given: Any, **named: Any) -> Any:
+        free_memory(0)
+        return load_model(*given, **named)
+
+    monkeypatch.setattr("yivl_core.inference.loading.load_model", load)
+    free_memory(50_000_000)
+    assert infer(batch_invariant=batch_invariant).sizes.startswith("26 records at a time, ")
+    free_memory(50_000_000)
+    infer(shard_indices=(), output="planned")
+    assert infer(output="planned", resume=True).sizes.startswith("26 records at a time, ")
 
 
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower_and_loses_nothing(
@@ -468,6 +664,25 @@ def test_an_adapter_on_another_base_is_refused_before_anything_is_written(
     """On the merged model it would count twice."""
     with pytest.raises(CheckpointError, match=rf"{merged}: is not the base that {trained.adapter} was trained on"):
         infer(model=merged, adapter=trained.adapter)
+    assert not (tmp_path / "predictions").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
+@pytest.mark.parametrize("settings", [{"batch_invariant": True}, {"batch_invariant": True, "resume": True}], ids=str)
+def test_an_adapter_that_the_engine_cannot_serve_is_refused_before_anything_is_written(
+    settings: dict[str, Any], infer: Infer, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, adapter = load_model(tiny_checkpoint), str(tmp_path / "adapter")
+    get_peft_model(model, LoraConfig(target_modules=["v_proj"], use_dora=True)).save_pretrained(adapter)
+    summary = infer(model=str(tiny_checkpoint), adapter=adapter, output="of-record", max_new_tokens=2)
+    assert summary.sizes == "8 records at a time with the model of record"
+    monkeypatch.setattr("yivl_core.inference.loading.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    message = (
+        rf"{adapter}: this adapter is no plain LoRA, so the model of record answers, which does not know batch_invariant; "
+        "leave that out, or merge the adapter where that is possible"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        infer(model=str(tiny_checkpoint), adapter=adapter, **settings)
     assert not (tmp_path / "predictions").exists()
 
 

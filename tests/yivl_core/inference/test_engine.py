@@ -33,6 +33,7 @@ SHARED_START = "This is how a long text begins that many prompts share, word by 
 
 MakeEngine = Callable[..., InferenceEngine]
 Ask = Callable[..., Request]
+ForcedLogprobs = Callable[[YiVLForConditionalGeneration, Processor, ModelInputs, Sequence[int]], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -272,21 +273,14 @@ def test_to_look_a_step_later_as_on_a_gpu_changes_no_answer(
     ]
 
 
-@torch.no_grad()
-def forced_logprobs(
-    model: YiVLForConditionalGeneration, processor: Processor, inputs: ModelInputs, token_ids: Sequence[int]
-) -> torch.Tensor:
-    """Log-probabilities of an answer by one forward pass of the model of record over prompt and answer."""
-    input_ids = torch.from_numpy(np.concatenate([inputs.input_ids, np.array(token_ids)])).unsqueeze(0)
-    squares = inputs.pixels.squares()
-    pixel_values = processor.preprocessor.normalise(squares) if len(squares) else None
-    logits = model(input_ids=input_ids, pixel_values=pixel_values).logits[0, len(inputs.input_ids) - 1 : -1]
-    return logits.log_softmax(dim=-1).gather(-1, torch.tensor(token_ids)[:, None]).squeeze(-1)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_logprobs_are_those_of_the_model_of_records_own_logits(
-    kind: dict[str, Any], ask: Ask, engine: InferenceEngine, model: YiVLForConditionalGeneration, processor: Processor
+    kind: dict[str, Any],
+    ask: Ask,
+    engine: InferenceEngine,
+    model: YiVLForConditionalGeneration,
+    processor: Processor,
+    forced_logprobs: ForcedLogprobs,
 ) -> None:
     requests = [ask(number, **{**kind, "with_logprobs": True}) for number in PROMPTS]
     for request, completion in zip(requests, answers(engine, requests), strict=True):

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +18,19 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from yivl_core.data.records import Record
-from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.linear import FusedLinear, is_plain_lora
-from yivl_core.inference.loading import Engine, load_engine
+from yivl_core.inference.loading import Engine, load_engine, plan_engine
 from yivl_core.inference.requests import Request
-from yivl_core.model.adapters import find_targets
+from yivl_core.model.adapters import (
+    _MORE_THAN_PRODUCTS,
+    _STARTS_OF_VARIANTS,
+    find_targets,
+    is_plain_adapter,
+    load_adapter,
+)
 from yivl_core.model.files import open_checkpoint
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
@@ -272,14 +278,10 @@ def ids(engine: Engine, processor: Processor) -> list[tuple[int, ...]]:
 
 
 def engine_with(checkpoint: Path, adapter: str | Path | None, **settings: Any) -> tuple[Engine, str]:
-    return load_engine(
-        EngineSettings(**{"batch_size": 3, **settings}),
-        open_checkpoint(checkpoint),
-        Processor.from_checkpoint(checkpoint),
-        adapter=adapter,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    base, device, dtype = open_checkpoint(checkpoint), torch.device("cpu"), torch.float32
+    asked, processor = EngineSettings(**{"batch_size": 3, **settings}), Processor.from_checkpoint(checkpoint)
+    plan = plan_engine(asked, base, device, dtype)
+    return load_engine(asked, base, processor, plan, adapter=adapter, device=device, dtype=dtype)
 
 
 def assert_answers_as_peft(engine: Engine, checkpoint: Path, adapter: str | Path) -> None:
@@ -330,6 +332,25 @@ def test_the_engine_answers_with_an_adapter_on_any_layers_as_peft_does(
     assert_answers_as_peft(engine, reference / "checkpoint", adapter)
 
 
+# Targets, settings, and whether it is plain.
+KINDS: dict[str, tuple[str, Any, bool]] = {
+    "plain": (TOWER_AND_PROJECTOR, {}, True),
+    "scaled by the root": (TOWER_AND_PROJECTOR, {"use_rslora": True, "rank_pattern": {"v_proj": 3}}, True),
+    "biases": (TOWER_AND_PROJECTOR, {"bias": "all"}, True),
+    "transposed in vain": (TOWER_AND_PROJECTOR, {"fan_in_fan_out": True}, True),
+    "pissa": (TOWER_AND_PROJECTOR, {"init_lora_weights": "pissa"}, True),
+    "dora": (TOWER_AND_PROJECTOR, {"use_dora": True}, False),
+    "lora_bias": (TOWER_AND_PROJECTOR, {"lora_bias": True}, False),
+    "mica": (TOWER_AND_PROJECTOR, {"init_lora_weights": "mica"}, False),
+    "embedding": (r".*embed_tokens", {}, False),
+    "embedding and linear": (r".*(embed_tokens|v_proj)", {}, False),
+    "convolution": (r".*patch_embedding", {}, False),
+    "modules_to_save": (TOWER_AND_PROJECTOR, {"modules_to_save": ["lm_head"]}, False),
+    "tokens": (TOWER_AND_PROJECTOR, {"trainable_token_indices": {"embed_tokens": [1, 2]}}, False),
+    "ia3": ("", IA3Config(target_modules=r".*v_proj", feedforward_modules=[]), False),
+}
+
+
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT 0.21 takes the biases for parts of matrices
 @pytest.mark.parametrize("kind", ["use_dora", "lora_bias"])
 def test_an_adapter_that_is_no_plain_lora_runs_with_the_model_of_record(kind: str, reference: Path, tmp_path: Path) -> None:
@@ -341,7 +362,23 @@ def test_an_adapter_that_is_no_plain_lora_runs_with_the_model_of_record(kind: st
     assert_answers_as_peft(engine, checkpoint, adapter)
     _, sizes = engine_with(checkpoint, adapter, batch_size=None)
     assert sizes == "8 records at a time with the model of record"
-    with pytest.raises(
-        ConfigurationError, match=r"no plain LoRA, so the model of record answers, which does not know batch_invari"
-    ):
-        engine_with(checkpoint, adapter, batch_invariant=True)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter 'default'", "ignore:fan_in_fan_out is set to True")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_of_an_adapter_say_what_the_model_with_it_shows(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Whether it is plain is told without the model, and no other than plain ones are ever told to be."""
+    target_modules, settings, is_plain = KINDS[kind]
+    config = settings if isinstance(settings, PeftConfig) else LoraConfig(r=4, target_modules=target_modules, **settings)
+    get_peft_model(load_model(tiny_checkpoint), config).save_pretrained(str(tmp_path), save_embedding_layers=False)
+    adapted = load_adapter(load_model(tiny_checkpoint), tmp_path).get_base_model()
+    assert (is_plain_adapter(tmp_path), is_plain_lora(adapted)) == (is_plain, is_plain)
+
+
+def test_every_variant_of_lora_that_peft_knows_is_none_of_the_plain() -> None:
+    """A later PEFT may bring more of them."""
+    variants = [field.name for field in fields(LoraConfig) if field.metadata.get("is_lora_variant")]
+    starts = [start for field in fields(LoraConfig) for start in field.metadata.get("lora_variants", ())]
+    assert len(variants) >= 5
+    assert set(variants) <= set(_MORE_THAN_PRODUCTS)
+    assert set(starts) <= set(_STARTS_OF_VARIANTS)

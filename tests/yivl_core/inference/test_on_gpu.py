@@ -19,7 +19,7 @@ from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.layout import DecodeLayout, PrefillLayout, Segment
-from yivl_core.inference.loading import load_engine
+from yivl_core.inference.loading import load_engine, plan_engine
 from yivl_core.inference.operations import PlainOperations
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
@@ -162,7 +162,9 @@ def load_nano(nano: Path) -> Load:
     def load(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> Any:
         base = open_checkpoint(nano)
         processor = Processor.from_checkpoint(base)
-        return load_engine(EngineSettings(**settings), base, processor, adapter=None, device=CUDA, dtype=dtype)[0]
+        asked = EngineSettings(**settings)
+        plan = plan_engine(asked, base, CUDA, dtype)
+        return load_engine(asked, base, processor, plan, adapter=None, device=CUDA, dtype=dtype)[0]
 
     return load
 
@@ -195,7 +197,9 @@ def answered(engine: InferenceEngine | RecordEngine, requests: Sequence[Request]
 def test_float32_gives_the_ids_of_the_original(golden_cases: dict[str, Any], reference: Path) -> None:
     base = open_checkpoint(reference / "checkpoint")
     processor = Processor.from_checkpoint(base)
-    engine, _ = load_engine(EngineSettings(batch_size=5), base, processor, adapter=None, device=CUDA, dtype=torch.float32)
+    asked = EngineSettings(batch_size=5)
+    plan = plan_engine(asked, base, CUDA, torch.float32)
+    engine, _ = load_engine(asked, base, processor, plan, adapter=None, device=CUDA, dtype=torch.float32)
     cases, requests = golden_cases["cases"], []
     for name, case in cases.items():
         images = []

@@ -25,6 +25,7 @@ def make_prediction() -> Callable[..., Prediction]:
             "finish_reason": "stop",
             "prompt_tokens": 1104,
             "completion_tokens": 4,
+            "completion_logprobs": (-0.25, -1e-9, 0.0, -12.5),
             "preprocess_s": 0.5,
             "generate_s": None,
         }
@@ -33,6 +34,7 @@ def make_prediction() -> Callable[..., Prediction]:
                 "response": None,
                 "prompt_tokens": None,
                 "completion_tokens": None,
+                "completion_logprobs": None,
                 "error_kind": "truncated",
                 "error": "a.png is cut off",
             }

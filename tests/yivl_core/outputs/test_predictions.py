@@ -22,6 +22,7 @@ from yivl_core.outputs.predictions import (
     Prediction,
     PredictionImage,
     content_digest,
+    is_part_whole,
     list_parts,
     read_predictions,
     record_columns,
@@ -46,8 +47,15 @@ def outcomes(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         return {"finish_reason": "error", "response": None, "error_kind": draw(texts), "error": draw(texts)}
     finish_reason = draw(st.sampled_from(["stop", "length"]))
-    num_tokens = {"prompt_tokens": draw(st.integers(1, 4096)), "completion_tokens": draw(st.integers(0, 4096))}
-    return {"finish_reason": finish_reason, "response": draw(texts), **num_tokens}
+    logprobs = draw(st.none() | st.lists(st.floats(-1e6, 0), max_size=5).map(tuple))
+    num_tokens = draw(st.integers(0, 4096)) if logprobs is None else len(logprobs)
+    return {
+        "finish_reason": finish_reason,
+        "response": draw(texts),
+        "prompt_tokens": draw(st.integers(1, 4096)),
+        "completion_tokens": num_tokens,
+        "completion_logprobs": logprobs,
+    }
 
 
 @st.composite
@@ -111,20 +119,24 @@ CHANGES: dict[str, Any] = {
     "finish_reason": "length",
     "prompt_tokens": 1105,
     "completion_tokens": 5,
+    "completion_logprobs": (-0.25, -1e-9, 0.0, -12.25),
     "preprocess_s": 0.75,
     "generate_s": 1.0,
 }
+UNDIGESTED = ("source", "completion_logprobs", "preprocess_s", "generate_s")
 ERROR_CHANGES = {"error_kind": "corrupt", "error": "b.png is cut off"}
 
 
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
-def test_digest_covers_every_column_but_timings_and_source(column: Any, make_prediction: MakePrediction) -> None:
+def test_digest_covers_every_column_but_timings_logprobs_and_source(column: Any, make_prediction: MakePrediction) -> None:
     is_of_error = column.name in ERROR_CHANGES
-    before = make_prediction(finish_reason="error" if is_of_error else "stop")
+    # Where their number changes, so would that of the log-probabilities.
+    given = {} if is_of_error or column.name != "completion_tokens" else {"completion_logprobs": None}
+    before = make_prediction(finish_reason="error" if is_of_error else "stop", **given)
     changes: dict[str, Any] = {column.name: (ERROR_CHANGES if is_of_error else CHANGES)[column.name]}
     after = replace(before, **changes)
     digests = {content_digest(write_in_parts([row], set())) for row in (before, after)}
-    assert len(digests) == (1 if column.name in ("source", "preprocess_s", "generate_s") else 2)
+    assert len(digests) == (1 if column.name in UNDIGESTED else 2)
 
 
 def test_equal_rows_give_equal_bytes(tmp_path: Path, make_prediction: MakePrediction) -> None:
@@ -139,7 +151,7 @@ def test_other_readers_see_the_documented_columns(tmp_path: Path, make_predictio
     write_part(str(tmp_path), "part-00000.parquet", [make_prediction(0), make_prediction(1, finish_reason="error")])
     table = pq.read_table(tmp_path / "predictions/part-00000.parquet")
     assert table.schema.equals(PREDICTION_SCHEMA, check_metadata=True)
-    assert table.schema.metadata == {b"yivl.schema": b"predictions", b"yivl.schema_version": b"1"}
+    assert table.schema.metadata == {b"yivl.schema": b"predictions", b"yivl.schema_version": b"2"}
     frame = table.to_pandas()
     assert list(frame["record_index"]) == [0, 1]
     assert list(frame["response"].isna()) == [False, True]
@@ -147,6 +159,9 @@ def test_other_readers_see_the_documented_columns(tmp_path: Path, make_predictio
     assert (frame["response"][0], frame["error_kind"][1]) == ("answer 0", "truncated")
     assert frame["images"][0][0] == {"uri": "a.png", "sha256": "ab" * 32, "width": 8, "height": 9}
     assert frame["history"][0][0] == {"query": "Hello", "response": "Hi"}
+    assert table.schema.field("completion_logprobs").type.value_type == pa.float64()
+    assert list(frame["completion_logprobs"][0]) == [-0.25, -1e-9, 0.0, -12.5]
+    assert frame["completion_logprobs"][1] is None
 
 
 def test_null_stands_only_where_the_table_says(make_prediction: MakePrediction) -> None:
@@ -156,6 +171,10 @@ def test_null_stands_only_where_the_table_says(make_prediction: MakePrediction) 
         write_part(new_folder(), "part-00000.parquet", [make_prediction(finish_reason="error", response="half an answer")])
     with pytest.raises(AssertionError):
         write_part(new_folder(), "part-00000.parquet", [make_prediction(response=None)])
+    with pytest.raises(AssertionError):
+        write_part(new_folder(), "part-00000.parquet", [make_prediction(completion_logprobs=(-1.0, -2.0))])
+    with pytest.raises(AssertionError):
+        write_part(new_folder(), "part-00000.parquet", [make_prediction(finish_reason="error", completion_logprobs=(-1.0,))])
 
 
 def test_columns_table_has_a_line_for_each_column_of_a_prediction() -> None:
@@ -235,9 +254,10 @@ def test_parts_of_two_runs_in_one_folder_are_refused(tmp_path: Path, make_predic
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, "has the prediction schema version none, not version 1, which this yivl reads"),
-        ({"yivl.schema_version": "2"}, "has the prediction schema version 2, not version 1, which this yivl reads"),
-        ({"yivl.schema_version": "1"}, "has other columns than version 1, which this yivl reads"),
+        (None, "has the prediction schema version none, and this yivl reads 1 and 2"),
+        ({"yivl.schema_version": "3"}, "has the prediction schema version 3, and this yivl reads 1 and 2"),
+        ({"yivl.schema_version": "1"}, "has other columns than version 1, and this yivl reads 1 and 2"),
+        ({"yivl.schema_version": "2"}, "has other columns than version 2, and this yivl reads 1 and 2"),
     ],
 )
 def test_parquet_of_another_schema_is_refused(tmp_path: Path, metadata: dict[str, str] | None, message: str) -> None:
@@ -246,6 +266,34 @@ def test_parquet_of_another_schema_is_refused(tmp_path: Path, metadata: dict[str
     pq.write_table(table, tmp_path / "predictions/part-00000.parquet")
     with pytest.raises(OutputError, match=rf"part-00000\.parquet {message}"):
         list(read_predictions(str(tmp_path)))
+
+
+def write_version_1(part: Path) -> None:
+    """Gives a part the form that it had before there were log-probabilities."""
+    table = pq.read_table(part).drop_columns("completion_logprobs")
+    pq.write_table(table.replace_schema_metadata({"yivl.schema": "predictions", "yivl.schema_version": "1"}), part)
+
+
+def test_parts_of_version_1_are_read_beside_later_ones_and_keep_their_digest(
+    tmp_path: Path, make_prediction: MakePrediction
+) -> None:
+    rows = [make_prediction(0), make_prediction(1, finish_reason="error"), make_prediction(2), make_prediction(3)]
+    for number in (0, 1):
+        write_part(str(tmp_path), f"part-0000{number}.parquet", rows[2 * number : 2 * number + 2])
+    digest = content_digest(str(tmp_path))
+    write_version_1(tmp_path / "predictions/part-00000.parquet")
+    assert pq.read_schema(tmp_path / "predictions/part-00000.parquet").names == [
+        column.name for column in COLUMNS if column.name != "completion_logprobs"
+    ]
+    assert list(read_predictions(str(tmp_path))) == [replace(row, completion_logprobs=None) for row in rows[:2]] + rows[2:]
+    assert content_digest(str(tmp_path)) == digest
+    assert is_part_whole(str(tmp_path), "part-00000.parquet", range(2))
+
+
+def test_the_digest_of_rows_is_that_of_earlier_versions(make_prediction: MakePrediction) -> None:
+    """As version 1 of the schema gave it; manifests hold it."""
+    rows = [make_prediction(0), make_prediction(1, finish_reason="error")]
+    assert content_digest(write_in_parts(rows, set())) == "7b8160b766ddb8c0ff3e2027b7a5817d774f44c49ac005ae83aa39d4c02a0fee"
 
 
 @pytest.mark.parametrize("kept", [0, 100, -4])

@@ -24,7 +24,7 @@ from yivl_core.outputs.shards import (
 )
 
 MakePrediction = Callable[..., Prediction]
-FINGERPRINT = {"data": "d1", "weights": "w1", "decoding": {"temperature": 0.0, "seed": 0}}
+FINGERPRINT: dict[str, Any] = {"data": "d1", "weights": "w1", "decoding": {"temperature": 0.0, "seed": 0}}
 
 
 def make_rows(num_rows: int) -> list[InputRow]:
@@ -134,6 +134,14 @@ def test_each_differing_setting_is_named_with_both_values(tmp_path: Path) -> Non
     assert "seed" not in message
     assert "data" not in message
     assert read_plan(str(tmp_path)).fingerprint == FINGERPRINT
+
+
+def test_a_plan_that_is_older_than_a_setting_was_made_with_its_default(tmp_path: Path) -> None:
+    plan(str(tmp_path))
+    decoding = FINGERPRINT["decoding"]
+    assert plan(str(tmp_path), resume=True, fingerprint=FINGERPRINT | {"decoding": {**decoding, "logprobs": False}})
+    with pytest.raises(OutputError, match=r"settings: decoding\.logprobs was false and is true\. Set them"):
+        plan(str(tmp_path), resume=True, fingerprint=FINGERPRINT | {"decoding": {**decoding, "logprobs": True}})
 
 
 def test_folder_in_use_is_refused_without_resume(tmp_path: Path) -> None:
