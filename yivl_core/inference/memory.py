@@ -32,7 +32,7 @@ _ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.1, 300_000_000
 # What weights leave behind in the allocator when they are rounded to 8 bits, one after the other.
 _ROUNDING_BYTES = 400_000_000
 # Where steps are not recorded the allocator keeps blocks of the tower and of the decoder apart.
-_PLAIN_ALLOCATOR_FACTOR = 2.0
+_PLAIN_ALLOCATOR_FACTOR = 1.3
 # Of the free memory, what is left to others and to the allocator's rounding.
 _SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
@@ -226,8 +226,9 @@ def _work_bytes(
     pixels = images * 3 * image_size**2 * (1 + 2 * 4 + 2 * dtype.itemsize)
     embeds = (2 * prefill_tokens + images * config.num_image_tokens) * text.hidden_size * dtype.itemsize
     logits = num_rows * text.vocab_size * (2 * dtype.itemsize + 4 + 4 + 1)
-    factor = _ALLOCATOR_FACTOR if is_recorded else _PLAIN_ALLOCATOR_FACTOR
-    return int(factor * (max(decoder, tower) + pixels + embeds + logits))
+    if is_recorded:
+        return int(_ALLOCATOR_FACTOR * (max(decoder, tower) + pixels + embeds + logits))
+    return int(_PLAIN_ALLOCATOR_FACTOR * (decoder + tower + pixels + embeds + logits))
 
 
 def _gb(num_bytes: int) -> str:

@@ -565,7 +565,7 @@ def test_less_free_memory_is_noticed_by_an_invariant_run_alone(infer: Infer, fre
     ("field", "name"),
     [
         ("num_rows", "batch_size"), ("prefill_rows", "prefill_rows"), ("prefill_tokens", "prefill_tokens"),
-        ("vision_images", "vision_images"), ("cache_tokens", None), ("records_prefills", None),
+        ("vision_images", "vision_images"), ("cache_tokens", None),
     ],
 )  # fmt: skip
 def test_the_sizes_of_an_invariant_run_are_those_of_its_matrix_products(
