@@ -29,7 +29,8 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_cpu.py
-	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py && $(BIN)/python tests/benchmarks/bench_fp8_quality.py; fi
+	$(BIN)/python tests/benchmarks/bench_preparation.py
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py && $(BIN)/python tests/benchmarks/bench_fp8_quality.py && $(BIN)/python tests/benchmarks/bench_start.py; fi
 
 clean:
 	rm -rf .venv .demo build *.egg-info

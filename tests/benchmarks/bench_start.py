@@ -1,9 +1,10 @@
 """Seconds from the start of a process to the answer about the first image, with a checkpoint of the published shape on disk.
 
-    python tests/benchmarks/bench_start.py --folder /tmp/checkpoint
+    python tests/benchmarks/bench_start.py
 
-The checkpoint is written first, with random weights made on the GPU. The first process finds neither its files in the page cache
-nor compiled kernels; the next ones find both. The last line is `infer_shards` as users run it, digests of all files included.
+The checkpoint of 16 GB is written first, with random weights made on the GPU. The first process finds neither its files in the
+page cache nor compiled kernels; the next ones find both. The last line is `infer_shards` as users run it, digests of all files
+included.
 """
 
 import argparse
@@ -21,13 +22,16 @@ CHILD = "--child"
 def main() -> None:
     """Write the checkpoint where it is missing, and print a line of JSON for each start."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is, or will be written")
+    parser.add_argument(
+        "--folder", type=Path, help="where the checkpoint is, or will be written and kept; default: a temporary one"
+    )
     parser.add_argument("--starts", type=int, default=3)
     arguments = parser.parse_args()
-    checkpoint, images = arguments.folder / "checkpoint", arguments.folder / "images"
-    if not checkpoint.is_dir():
-        subprocess.run([sys.executable, __file__, CHILD, "write", checkpoint, images], check=True)
-    with tempfile.TemporaryDirectory() as kernels:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as kernels:
+        checkpoint, images = ((arguments.folder or Path(folder)) / name for name in ("checkpoint", "images"))
+        if not checkpoint.is_dir():
+            command = [sys.executable, __file__, CHILD, "write", str(checkpoint), str(images)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         for number in range(arguments.starts):
             if number == 0:
                 _forget(checkpoint)
