@@ -97,7 +97,9 @@ def tight_places() -> "Callable[[YiVLConfig], Places]":
         rest_bytes -= layer_bytes + head_bytes
         copied_bytes = max(head_bytes, layer_bytes // config.text_config.num_hidden_layers)
         gpu_bytes = [rest_bytes + copied_bytes + layer_bytes // 2]
-        places = find_places(config, torch.float32, gpu_bytes=gpu_bytes, cpu_bytes=2 * layer_bytes + 2 * head_bytes, cache_bytes=0)
+        places = find_places(
+            config, torch.float32, gpu_bytes=gpu_bytes, cpu_bytes=2 * layer_bytes + 2 * head_bytes, cache_bytes=0
+        )
         assert places is not None
         assert {device for part, device in places.items() if ".layers." in part} == {torch.device("cuda", 0), None}
         return places

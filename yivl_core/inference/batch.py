@@ -32,6 +32,7 @@ from yivl_core.inference.loading import load_engine, require_engine
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, num_threads, prepare_ahead
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
+from yivl_core.inference.splitting import SplitPlan, first_gpu, plan_split
 from yivl_core.model.adapters import check_base
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
@@ -60,11 +61,12 @@ def infer_shards(
         StorageError: a part cannot be written; parts published before stay.
     """
     started = time.perf_counter()
-    device = resolve_device(config.device)
+    device = first_gpu() if config.is_split else resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     require_engine(config, device, dtype)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
     fingerprint = _fingerprint(config, base, source, device, dtype)
+    split = plan_split(config, base, config.adapter, dtype) if config.is_split else None
     plan = plan_shards(
         config.output,
         read_rows=lambda: read_inputs(source),
@@ -76,7 +78,7 @@ def infer_shards(
     )
     shards = _wanted_shards(plan, shard_indices)
     num_records = sum(shard.num_records for shard in shards)
-    worker = _Worker(config, base, plan, num_records, store, device, dtype, on_progress) if shards else None
+    worker = _Worker(config, base, plan, num_records, store, device, dtype, split, on_progress) if shards else None
     if worker and config.verify_invariance:
         worker.probe(read_inputs(source))
     loaded = time.perf_counter()
@@ -98,6 +100,7 @@ class _Worker:
         store: ImageStore,
         device: torch.device,
         dtype: torch.dtype,
+        split: SplitPlan | None,
         on_progress: OnProgress,
     ) -> None:
         self._config, self._plan, self._on_progress = config, plan, on_progress
@@ -109,7 +112,9 @@ class _Worker:
         self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
         self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
-        self._engine, self.sizes = load_engine(config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype)
+        self._engine, self.sizes = load_engine(
+            config, base, self._processor, adapter=config.adapter, device=device, dtype=dtype, split=split
+        )
         self._report(self.sizes)
         self._params = SamplingParams.from_settings(config)
         self.invariance: dict[str, int] | None = None
@@ -259,7 +264,7 @@ def _fingerprint(
         "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
         "numerics": {
             "dtype": _name(dtype),
-            "device": device.type,
+            "device": config.device if config.is_split else device.type,
             **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
         },
     }

@@ -14,6 +14,7 @@ from yivl_core.inference.linear import is_plain_lora
 from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
+from yivl_core.inference.splitting import SplitPlan, load_split_engine
 from yivl_core.model.adapters import load_adapter
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
@@ -47,10 +48,11 @@ def load_engine(
     adapter: str | Path | None,
     device: torch.device,
     dtype: torch.dtype,
+    split: SplitPlan | None = None,
 ) -> tuple[Engine, str]:
     """An engine with a checkpoint's model, and what it chose, in words.
 
-    An adapter that is no plain LoRA is run with the model of record.
+    An adapter that is no plain LoRA is run with the model of record, and so is a model that is split.
 
     Args:
         settings: of the engine.
@@ -59,11 +61,14 @@ def load_engine(
         adapter: adapter folder to put on it, without merging.
         device: where it runs.
         dtype: of weights and arithmetic.
+        split: what goes where, if not all of it to the device.
 
     Raises:
         CheckpointError: a folder is broken, or the two do not fit each other.
         ConfigurationError: the model does not fit into memory, or the adapter is of a kind that goes with none of the settings.
     """
+    if split:
+        return load_split_engine(split, base, processor, adapter=adapter, dtype=dtype), str(split)
     plan = plan_memory(
         read_config(base),
         dtype,
