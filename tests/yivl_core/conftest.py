@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,6 +13,10 @@ from PIL import Image
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.validation import validate_dataset
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
+
+if TYPE_CHECKING:
+    from yivl_core.model.configuration import YiVLConfig
+    from yivl_core.model.spreading import Places
 
 MakeDataset = Callable[..., Path]
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
@@ -73,6 +77,34 @@ def trained(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempP
         num_epochs=3, learning_rate=0.01, val_fraction=0.4, target_modules="all",
     )  # fmt: skip
     return train_adapter(config)
+
+
+@pytest.fixture(scope="session")
+def tight_places() -> "Callable[[YiVLConfig], Places]":
+    """Places for a model in float32 on a GPU that has room for half of its layers, and in CPU memory."""
+    import torch
+
+    from yivl_core.model.spreading import find_places
+    from yivl_core.model.weights import expected_shapes
+
+    def find(config: "YiVLConfig") -> "Places":
+        layer_bytes, head_bytes, rest_bytes = 0, 0, 0
+        for name, shape in expected_shapes(config).items():
+            size = 4 * torch.Size(shape).numel()
+            layer_bytes += size if "language_model.layers." in name else 0
+            head_bytes += size if name.startswith("lm_head.") else 0
+            rest_bytes += size
+        rest_bytes -= layer_bytes + head_bytes
+        copied_bytes = max(head_bytes, layer_bytes // config.text_config.num_hidden_layers)
+        gpu_bytes = [rest_bytes + copied_bytes + layer_bytes // 2]
+        places = find_places(
+            config, torch.float32, gpu_bytes=gpu_bytes, cpu_bytes=2 * layer_bytes + 2 * head_bytes, cache_bytes=0
+        )
+        assert places is not None
+        assert {device for part, device in places.items() if ".layers." in part} == {torch.device("cuda", 0), None}
+        return places
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing, start_early
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
+from yivl_core.inference.splitting import SplitPlan, first_gpu, plan_split, require_split
 from yivl_core.model.adapters import check_base
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
@@ -62,11 +63,14 @@ def infer_shards(
         StorageError: a part cannot be written; parts published before stay.
     """
     started = time.perf_counter()
-    device = resolve_device(config.device)
+    device = first_gpu() if config.is_split else resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
-    require_engine(config, config.adapter, device, dtype)
-    sizes = plan_engine(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
+    if config.is_split:
+        require_split(config)
+    else:
+        require_engine(config, config.adapter, device, dtype)
+    sizes = _plan_sizes(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
     fingerprint = _fingerprint(config, base, source, device, dtype, sizes)
     plan = plan_shards(
         config.output,
@@ -82,7 +86,7 @@ def infer_shards(
     worker = None
     if shards:
         start_early(device)
-        sizes = sizes or plan_engine(config, base, device, dtype)
+        sizes = sizes or _plan_sizes(config, base, device, dtype)
         worker = _Worker(config, base, sizes, plan, num_records, store, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe(read_inputs(source))
@@ -100,7 +104,7 @@ class _Worker:
         self,
         config: InferenceConfig,
         base: CheckpointFiles,
-        sizes: MemoryPlan,
+        sizes: MemoryPlan | SplitPlan,
         plan: ShardPlan,
         num_records: int,
         store: ImageStore,
@@ -272,7 +276,7 @@ def _fingerprint(
     source: InputSource,
     device: torch.device,
     dtype: torch.dtype,
-    sizes: MemoryPlan | None,
+    sizes: MemoryPlan | SplitPlan | None,
 ) -> dict[str, Any]:
     """What decides the rows; workers and shard order do not, nor does the size of a batch unless all steps have one size."""
     base_digest = base.digest()
@@ -286,11 +290,19 @@ def _fingerprint(
         "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
         "numerics": {
             "dtype": _name(dtype),
-            "device": device.type,
+            "device": config.device if config.is_split else device.type,
             **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
-            **(_step_sizes(sizes) if sizes and config.batch_invariant else {}),
+            **(_step_sizes(sizes) if isinstance(sizes, MemoryPlan) and config.batch_invariant else {}),
         },
     }
+
+
+def _plan_sizes(
+    config: InferenceConfig, base: CheckpointFiles, device: torch.device, dtype: torch.dtype
+) -> MemoryPlan | SplitPlan:
+    if config.is_split:
+        return plan_split(config, base, config.adapter, dtype)
+    return plan_engine(config, base, device, dtype)
 
 
 def _step_sizes(sizes: MemoryPlan) -> dict[str, int]:

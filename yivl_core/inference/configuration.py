@@ -50,7 +50,7 @@ class EngineSettings(BaseModel):
         default=None, ge=1, description="most records answered at a time; default: what the device and its memory are good for"
     )
     gpu_memory: Annotated[float, Field(gt=0), BeforeValidator(_gigabytes)] | None = Field(
-        default=None, description="most GPU memory to use, in GB of 10^9 bytes, as 18GB; default: what is free"
+        default=None, description="most memory to use of a GPU, in GB of 10^9 bytes, as 18GB; default: what is free"
     )
     batch_invariant: bool = Field(
         default=False,
@@ -79,7 +79,10 @@ class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="dtype of the weights and the arithmetic; auto: bfloat16 on a GPU that has it, float32 on CPU"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(
+        default="auto",
+        description="auto, cpu, cuda or cuda:N; split: a model that fits no GPU over all of them, and over CPU memory, slowly",
+    )
     verify_invariance: int = Field(
         default=0,
         ge=0,
@@ -97,6 +100,11 @@ class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
         if bool(self.images) != bool(self.prompt):
             raise ValueError("`images` and `prompt` go together: give the folder or glob, and what to ask about each image")
         return self
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the model is spread over several devices."""
+        return self.device == "split"
 
 
 def find_input(config: InferenceConfig) -> InputSource:

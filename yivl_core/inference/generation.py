@@ -53,7 +53,7 @@ def generate(model: YiVLForConditionalGeneration, processor: Processor, requests
     """
     max_positions = model.config.text_config.max_position_embeddings
     answers = [Answer(request, processor.tokenizer, max_positions) for request in requests]
-    device = model.lm_head.weight.device
+    device = model.device  # of embeddings; further layers of a model that is spread run elsewhere
     columns = SamplingColumns.of([request.params for request in requests], model.config.text_config.vocab_size, device)
     input_ids, attention_mask = (tensor.to(device) for tensor in _pad_left(requests))  # [B, S]
     seen = _seen(model, requests) if columns.repetition_penalty is not None else None
@@ -64,7 +64,7 @@ def generate(model: YiVLForConditionalGeneration, processor: Processor, requests
         outputs = decoder(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache, use_cache=True
         )
-        logits = model.lm_head(outputs.last_hidden_state[:, -1]).float()  # [B, V]
+        logits = model.lm_head(outputs.last_hidden_state[:, -1]).to(device).float()  # [B, V]
         is_finite = logits.isfinite().all(dim=-1)  # [B]
         logits = logits.masked_fill(~is_finite[:, None], 0.0)
         numbers = torch.tensor(
@@ -104,13 +104,12 @@ def _pixel_values(model: YiVLForConditionalGeneration, processor: Processor, req
     pixels = UnpaddedPixels.joined([request.inputs.pixels for request in requests])
     if not pixels.num_images:
         return None
-    weight = model.lm_head.weight
-    return processor.preprocessor.normalise(pixels.to(weight.device).squares()).to(weight.dtype)
+    return processor.preprocessor.normalise(pixels.to(model.device).squares()).to(model.dtype)
 
 
 def _seen(model: YiVLForConditionalGeneration, requests: Sequence[Request]) -> torch.Tensor:
     """Which tokens each prompt holds: bool `[B, V]`."""
-    seen = torch.zeros(len(requests), model.config.text_config.vocab_size, dtype=torch.bool, device=model.lm_head.weight.device)
+    seen = torch.zeros(len(requests), model.config.text_config.vocab_size, dtype=torch.bool, device=model.device)
     for row, request in enumerate(requests):
         mark_seen(seen, row, request.inputs.input_ids.tolist())
     return seen

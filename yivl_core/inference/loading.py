@@ -14,6 +14,7 @@ from yivl_core.inference.linear import is_plain_lora
 from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
+from yivl_core.inference.splitting import SplitPlan, load_split_engine
 from yivl_core.model.adapters import is_plain_adapter, load_adapter
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
@@ -64,7 +65,7 @@ def load_engine(
     settings: EngineSettings,
     base: CheckpointFiles,
     processor: Processor,
-    plan: MemoryPlan,
+    plan: MemoryPlan | SplitPlan,
     *,
     adapter: str | Path | None,
     device: torch.device,
@@ -72,20 +73,22 @@ def load_engine(
 ) -> tuple[Engine, str]:
     """An engine with a checkpoint's model, and what it chose, in words.
 
-    An adapter that is no plain LoRA is run with the model of record.
+    An adapter that is no plain LoRA is run with the model of record, and so is a model that is split.
 
     Args:
         settings: of the engine, which `require_engine` has let pass.
         base: the checkpoint.
         processor: of the checkpoint.
-        plan: of `plan_engine`.
+        plan: of `plan_engine`, or of `plan_split`.
         adapter: adapter folder to put on it, without merging.
-        device: where it runs.
+        device: where it runs, unless it is split.
         dtype: of weights and arithmetic.
 
     Raises:
         CheckpointError: a folder is broken, or the two do not fit each other.
     """
+    if isinstance(plan, SplitPlan):
+        return load_split_engine(plan, base, processor, adapter=adapter, dtype=dtype), str(plan)
     model = load_model(base, dtype=dtype, device=device)
     if adapter:
         model = cast(YiVLForConditionalGeneration, load_adapter(model, Path(adapter)).get_base_model())

@@ -149,7 +149,7 @@ def plan_memory(
         prefill_tokens //= 2
     needed = weight_bytes + work_bytes + context_bytes + (max_positions + PREFIX_CACHE_TOKENS + 1) * per_token
     if max(needed, loaded_bytes + context_bytes) > budget:
-        remedy = "give a higher gpu_memory, or use a larger device" if is_gpu else "use dtype bfloat16, or more memory"
+        remedy = "give a higher gpu_memory, a larger device, or device split" if is_gpu else "use dtype bfloat16, or more memory"
         raise ConfigurationError(
             f"the model does not fit: it needs {_gb(max(needed, loaded_bytes + context_bytes))} on {device} to be loaded and to "
             f"answer one record of {max_positions} tokens (weights {_gb(loaded_bytes)}), and {_gb(budget)} may be used; {remedy}"

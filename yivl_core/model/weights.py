@@ -34,6 +34,7 @@ _TABLE = (  # ours, main weight files; the first prefix that fits counts
 _VIT_PREFIX = "vision_model."
 # Buffers that older versions of transformers stored; they follow from the configuration.
 _DERIVED = ("position_ids", "rotary_emb.inv_freq")
+_ROTARY, _POSITION_IDS = "model.language_model.rotary_emb.inv_freq", "model.vision_tower.embeddings.position_ids"
 _COPIED_SUFFIXES = (".json", ".model", ".txt")
 
 
@@ -88,7 +89,7 @@ def load_model(
     checkpoint: CheckpointFiles | str | Path,
     *,
     dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Callable[[str], torch.device] = "cpu",
 ) -> YiVLForConditionalGeneration:
     """The model of a checkpoint folder, in evaluation mode.
 
@@ -97,7 +98,7 @@ def load_model(
     Args:
         checkpoint: a folder in either layout, or a hub cache folder.
         dtype: of all parameters, or a function that gives it by their names.
-        device: where they go.
+        device: where they go, or a function that gives it by their names and those of buffers.
 
     Raises:
         CheckpointError: the folder is no Yi-VL checkpoint, or its tensors do not fit its configuration.
@@ -107,10 +108,14 @@ def load_model(
     with torch.device("meta"):
         model = YiVLForConditionalGeneration(read_config(files))
     for name, parameter in list(model.named_parameters()):
-        value = torch.empty(parameter.shape, dtype=dtype if isinstance(dtype, torch.dtype) else dtype(name), device=device)
+        value = torch.empty(
+            parameter.shape,
+            dtype=dtype if isinstance(dtype, torch.dtype) else dtype(name),
+            device=device(name) if callable(device) else device,
+        )
         value.copy_(tensors.pop(name).load())
         set_parameter(model, name, value)
-    restore_buffers(model, torch.device(device))
+    restore_buffers(model, device if callable(device) else torch.device(device))
     model.name_or_path = str(files.folder.resolve())  # PEFT writes it into the adapter's configuration
     return model.eval()
 
@@ -185,12 +190,13 @@ def set_parameter(model: torch.nn.Module, name: str, value: torch.Tensor) -> Non
     setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=False))
 
 
-def restore_buffers(model: YiVLForConditionalGeneration, device: torch.device) -> None:
+def restore_buffers(model: YiVLForConditionalGeneration, device: torch.device | Callable[[str], torch.device]) -> None:
     """Buffers are not in the files: they follow from the configuration, and have to be made again after the meta device."""
+    rotary_device, ids_device = (device(name) if callable(device) else device for name in (_ROTARY, _POSITION_IDS))
     rotary = model.model.language_model.rotary_emb
-    model.model.language_model.rotary_emb = type(rotary)(config=model.config.text_config).to(device)
+    model.model.language_model.rotary_emb = type(rotary)(config=model.config.text_config).to(rotary_device)
     embeddings = model.model.vision_tower.embeddings
-    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1], device=device).unsqueeze(0)
+    embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1], device=ids_device).unsqueeze(0)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
     assert not left, f"buffers without content: {left}"
 

@@ -1,12 +1,18 @@
-"""What tests of engines share: one thread, and the reference's tiny model."""
+"""What tests of engines share: one thread, models, requests of all kinds, and adapters of any kind."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftConfig, get_peft_model
+from PIL import Image
 
+from yivl_core.data.records import Record
+from yivl_core.inference.loading import Engine
+from yivl_core.inference.requests import Completion, Request
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
@@ -43,3 +49,46 @@ def forced_logprobs() -> Callable[[YiVLForConditionalGeneration, Processor, Mode
         return logits.log_softmax(dim=-1).gather(-1, torch.tensor(token_ids)[:, None]).squeeze(-1)
 
     return compute
+
+
+@pytest.fixture(scope="module")
+def mixed_requests(nano: Path) -> list[Request]:
+    """Four for the project's own model, with none to two images."""
+    processor, found = Processor.from_checkpoint(nano), []
+    for number, num_images in enumerate((1, 1, 2, 0)):
+        pixels = np.random.default_rng(number).integers(0, 256, (num_images, 9, 14, 3), dtype=np.uint8)
+        record = Record(query="<image>" * num_images + f"What is it? ({number})", images=("x",) * num_images)
+        inputs = processor.process(record, [Image.fromarray(image) for image in pixels], with_response=False)
+        found.append(Request(sample_id=str(number), inputs=inputs, max_new_tokens=5, with_logprobs=True))
+    return found
+
+
+@pytest.fixture(scope="session")
+def answered() -> Callable[[Engine, Sequence[Request]], list[Completion]]:
+    """Completions in the order of their requests; all have to have one."""
+
+    def answer(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
+        completions = dict(engine.generate(requests))
+        found = [completions[number] for number in range(len(requests))]
+        assert None not in found
+        return [completion for completion in found if completion]
+
+    return answer
+
+
+@pytest.fixture(scope="session")
+def save_random_adapter() -> Callable[[Path, Path, PeftConfig], Path]:
+    """Writes an adapter for a checkpoint that changes its answers."""
+
+    def save(checkpoint: Path, folder: Path, config: PeftConfig) -> Path:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
+            adapted = get_peft_model(load_model(checkpoint), config)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        return folder
+
+    return save

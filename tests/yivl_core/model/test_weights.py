@@ -69,6 +69,17 @@ def test_without_weights_in_the_vit_folder_the_main_copy_is_used(reference: Path
     assert torch.equal(loaded[name], main[main_name(name)].float())
 
 
+def test_tensors_go_where_their_names_say(reference: Path) -> None:
+    def place(name: str) -> torch.device:
+        return torch.device("meta" if ".layers.1." in name else "cpu")
+
+    expected = load_model(reference / "checkpoint").state_dict()
+    model = load_model(reference / "checkpoint", device=place)
+    elsewhere = [name for name, value in model.state_dict().items() if value.is_meta]
+    assert elsewhere == [name for name in expected if ".layers.1." in name]
+    assert all(value.is_meta or value.equal(expected[name]) for name, value in model.state_dict().items())
+
+
 def test_written_checkpoints_hold_the_same_tensors_and_files(reference: Path, tmp_path: Path) -> None:
     source = open_checkpoint(reference / "checkpoint")
     folder = tmp_path / "written"
