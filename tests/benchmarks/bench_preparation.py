@@ -12,8 +12,6 @@ import time
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-from shapes import random_processor, write_photographs
-
 from yivl_core.data.images import ImageReference, ImageStore
 from yivl_core.processing.processor import Processor
 from yivl_core.workers import worker_context
@@ -23,6 +21,8 @@ _worker: tuple[Processor, ImageStore]
 
 def main() -> None:
     """Print a line of JSON for each kind and number of workers."""
+    from shapes import random_processor, write_photographs  # here, since processes import this file and need none of it
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
