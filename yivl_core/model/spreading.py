@@ -37,41 +37,34 @@ def find_places(
         cache_bytes: of the keys and values of one layer, which are where the layer runs.
     """
     model = _model_with_cache(config, dtype, cache_bytes)
-    front = {name: model.get_submodule(name) for name in _FRONT}
-    back = {name: model.get_submodule(name) for name in _back(config)}
+    front, back = ({name: model.get_submodule(name) for name in names} for names in (_FRONT, _back(config)))
+    undivided = sorted(model._no_split_modules)
     front_bytes = compute_module_sizes(nn.ModuleList(front.values()))[""]
     memory: dict[int | str, int] = {**dict(enumerate(gpu_bytes)), "cpu": cpu_bytes}
-    whole = nn.ModuleList([*front.values(), *back.values()])
-    undivided = sorted(model._no_split_modules)
-    balanced = get_balanced_memory(whole, dict(memory), undivided)
-    num_kept = 0  # layers in CPU memory, whose keys and values stand on the first GPU all the same
+    balanced = get_balanced_memory(nn.ModuleList([*front.values(), *back.values()]), memory, undivided)
+    num_layers = 0  # in CPU memory; their keys and values are on the first GPU all the same, which leaves less room there
     while True:
-        kept_bytes = num_kept * cache_bytes
-        limits = {
-            **balanced,
-            0: max(0, min(balanced[0], gpu_bytes[0] - kept_bytes) - front_bytes),
-            "cpu": cpu_bytes + kept_bytes,
-        }
+        kept_bytes = num_layers * cache_bytes
+        first_bytes = max(0, min(balanced[0], gpu_bytes[0] - kept_bytes) - front_bytes)
         found = infer_auto_device_map(
             nn.ModuleList(back.values()),
-            limits,
+            {**balanced, 0: first_bytes, "cpu": cpu_bytes + kept_bytes},
             no_split_module_classes=undivided,
             clean_result=False,
             offload_buffers=True,
         )
-        if "disk" in found.values():
+        devices = dict(zip(back, (found[str(number)] for number in range(len(back))), strict=True))
+        if "disk" in devices.values():
             return None
-        kept = [module for number, module in enumerate(back.values()) if found[str(number)] == "cpu"]
-        num_layers = sum(hasattr(module, "cache") for module in kept)
-        if num_layers == num_kept:
+        offloaded = [back[name] for name, device in devices.items() if device == "cpu"]
+        if num_layers == sum(hasattr(module, "cache") for module in offloaded):
             break
-        num_kept = num_layers
-    copied_bytes = max((_weight_bytes(module) for module in kept), default=0)
+        num_layers = sum(hasattr(module, "cache") for module in offloaded)
+    copied_bytes = max((_weight_bytes(module) for module in offloaded), default=0)
     if front_bytes + kept_bytes + copied_bytes > gpu_bytes[0]:
         return None
     return {name: torch.device("cuda", 0) for name in front} | {
-        name: None if found[str(number)] == "cpu" else torch.device("cuda", found[str(number)])
-        for number, name in enumerate(back)
+        name: None if device == "cpu" else torch.device("cuda", device) for name, device in devices.items()
     }
 
 

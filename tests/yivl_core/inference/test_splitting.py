@@ -18,6 +18,7 @@ from yivl_core.errors import ConfigurationError, OutputError
 from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.generation import RecordEngine
+from yivl_core.inference.memory import plan_memory
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.inference.splitting import SplitPlan, load_split_engine, plan_split
@@ -111,6 +112,12 @@ def test_room_for_the_adapter_is_left_on_each_gpu(plan: Callable[..., SplitPlan]
     one, other = plan([30, 40], 64, batch_size=1), plan([30, 40], 64, batch_size=1, adapter=Path("adapter"))
     layer_bytes = 1.15e9
     assert 8e9 - 2 * layer_bytes < (other.num_offloaded - one.num_offloaded) * layer_bytes < 8e9 + 2 * layer_bytes
+
+
+def test_a_model_that_fits_no_gpu_is_told_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (24_000_000_000, 24_000_000_000))
+    with pytest.raises(ConfigurationError, match=r"the model does not fit: .*, or device split$"):
+        plan_memory(LARGE, torch.bfloat16, torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("gpus", "cpu"), [([24], 40), ([2], 200), ([2, 80], 200)], ids=["weights", "GPU", "first GPU"])
