@@ -26,18 +26,18 @@ _CPU_ROWS = 64
 _PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
 _VISION_IMAGES, _CPU_VISION_IMAGES = 16, 8
 # The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
-_CONTEXT_BYTES = 850_000_000
+CONTEXT_BYTES = 850_000_000
 # Gaps between blocks of the allocator, and workspaces of the libraries: fitted to peaks on an H100.
 _ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.1, 300_000_000
 # What weights leave behind in the allocator when they are rounded to 8 bits, one after the other.
 _ROUNDING_BYTES = 400_000_000
 # Where steps are not recorded the allocator keeps blocks of the tower and of the decoder apart.
-_PLAIN_ALLOCATOR_FACTOR = 1.3
+PLAIN_ALLOCATOR_FACTOR = 1.3
 # Of the free memory, what is left to others and to the allocator's rounding.
-_SHARE_OF_FREE = 0.95
+SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
 _USUAL_TOKENS = 1152
-# With fewer rows than this, memory is better spent on more of them than on larger or recorded steps.
+# With fewer rows than this, memory is better spent on more of them than on larger steps.
 _MANY_ROWS = 64
 
 
@@ -135,7 +135,7 @@ def plan_memory(
     max_positions: int = config.text_config.max_position_embeddings
     per_token = _bytes_per_token(config, dtype)
     prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
-    context_bytes, library_bytes = (_CONTEXT_BYTES, _LIBRARY_BYTES) if is_gpu else (0, 0)
+    context_bytes, library_bytes = (CONTEXT_BYTES, _LIBRARY_BYTES) if is_gpu else (0, 0)
     library_bytes += _ROUNDING_BYTES if is_fp8 else 0
     is_recorded = is_gpu and not is_plain
     while True:
@@ -181,10 +181,10 @@ def plan_memory(
 def _budget(device: torch.device, gpu_memory_gb: float | None, taken: int) -> int:
     """Bytes that may be used, with those that are taken."""
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available * _SHARE_OF_FREE) + taken
+        return int(psutil.virtual_memory().available * SHARE_OF_FREE) + taken
     free, _ = torch.cuda.mem_get_info(device)
     # The context of this process is taken already, and counts as ours.
-    usable = int(free * _SHARE_OF_FREE) + _CONTEXT_BYTES + taken
+    usable = int(free * SHARE_OF_FREE) + CONTEXT_BYTES + taken
     if gpu_memory_gb is None:
         return usable
     if gpu_memory_gb * 1e9 > usable:
@@ -228,7 +228,7 @@ def _work_bytes(
     logits = num_rows * text.vocab_size * (2 * dtype.itemsize + 4 + 4 + 1)
     if is_recorded:
         return int(_ALLOCATOR_FACTOR * (max(decoder, tower) + pixels + embeds + logits))
-    return int(_PLAIN_ALLOCATOR_FACTOR * (decoder + tower + pixels + embeds + logits))
+    return int(PLAIN_ALLOCATOR_FACTOR * (decoder + tower + pixels + embeds + logits))
 
 
 def _gb(num_bytes: int) -> str:

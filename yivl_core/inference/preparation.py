@@ -1,6 +1,6 @@
 """Rows -> what the model reads, beside it and ahead of it: images read, checked, decoded, resized; prompts tokenised.
 
-Beside a GPU this is done in processes. Threads on 16 cores make no more images ready than processes on four do
+Beside a GPU this is done in processes. Sixteen threads on as many cores make fewer images ready than four processes
 (`tests/benchmarks/RESULTS.md`): each takes the interpreter some hundred times an image, and whoever gives the GPU its orders
 waits among them.
 """

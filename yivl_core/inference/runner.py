@@ -131,6 +131,8 @@ class ModelRunner:
     def __init__(self, model: YiVLForConditionalGeneration, preprocessor: ImagePreprocessor, settings: RunnerSettings) -> None:
         weight = model.model.language_model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # events, pools of memory and Triton's kernels belong to the current GPU
         self.settings = settings
         config = model.config.text_config
         self.max_positions: int = config.max_position_embeddings
@@ -378,15 +380,13 @@ class ModelRunner:
         return self._columns[1]
 
     def _result(self, running: Sequence[RunningRequest], token_ids: torch.Tensor, logprobs: torch.Tensor | None) -> StepResult:
-        ready = self._event()
-        if ready is None:
+        if self.device.type != "cuda":
             return StepResult(running=running, token_ids=token_ids, logprobs=logprobs)
         on_host = torch.empty(len(token_ids), dtype=torch.int64, pin_memory=True).copy_(token_ids, non_blocking=True)
         logprobs_on_host = None
         if logprobs is not None:
             logprobs_on_host = torch.empty(len(logprobs), pin_memory=True).copy_(logprobs, non_blocking=True)
-        ready.record()
-        return StepResult(running=running, token_ids=on_host, logprobs=logprobs_on_host, begun=self._begun, ready=ready)
+        return StepResult(running=running, token_ids=on_host, logprobs=logprobs_on_host, begun=self._begun, ready=self._event())
 
     def _event(self) -> torch.cuda.Event | None:
         """What has been ordered so far, as a GPU will come to its end; None elsewhere."""

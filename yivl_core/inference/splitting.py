@@ -18,6 +18,7 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
 from yivl_core.inference.kv_cache import KeyValueCache
+from yivl_core.inference.memory import CONTEXT_BYTES, PLAIN_ALLOCATOR_FACTOR, SHARE_OF_FREE
 from yivl_core.model.adapters import ADAPTER_FILE, load_adapter
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles
@@ -27,12 +28,8 @@ from yivl_core.model.tensors import open_tensors
 from yivl_core.model.weights import expected_shapes, load_model
 from yivl_core.processing.processor import Processor
 
-# The CUDA context, and the libraries' kernels and workspaces, on each GPU.
-_CONTEXT_BYTES, _LIBRARY_BYTES = 850_000_000, 500_000_000
-# The allocator has gaps between its blocks.
-_ALLOCATOR_FACTOR = 1.3
-# Of the free memory, what is left to others and to the allocator's rounding.
-_SHARE_OF_FREE = 0.95
+# The libraries' workspaces, on each GPU.
+_LIBRARY_BYTES = 500_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,7 @@ def plan_split(settings: EngineSettings, base: CheckpointFiles, adapter: str | P
     require_split(settings)
     config = read_config(base)
     gpu_bytes = [_usable_bytes(number, settings.gpu_memory) for number in range(torch.cuda.device_count())]
-    cpu_bytes = int(psutil.virtual_memory().available * _SHARE_OF_FREE)
+    cpu_bytes = int(psutil.virtual_memory().available * SHARE_OF_FREE)
     sizes = [settings.batch_size] if settings.batch_size else _halvings(RECORD_BATCH_SIZE)
     plans = []
     for num_rows in sizes:
@@ -148,7 +145,7 @@ def load_split_engine(
 def _usable_bytes(gpu: int, gpu_memory_gb: float | None) -> int:
     """What the model may take of a GPU: without what CUDA and the libraries take."""
     free, _ = torch.cuda.mem_get_info(gpu)
-    usable = int(free * _SHARE_OF_FREE) + _CONTEXT_BYTES  # this process's context is taken already, and counts as ours
+    usable = int(free * SHARE_OF_FREE) + CONTEXT_BYTES  # this process's context is taken already, and counts as ours
     if gpu_memory_gb is not None:
         if gpu_memory_gb * 1e9 > usable:
             raise ConfigurationError(
@@ -156,7 +153,7 @@ def _usable_bytes(gpu: int, gpu_memory_gb: float | None) -> int:
                 "leave it out to use what is free"
             )
         usable = int(gpu_memory_gb * 1e9)
-    return max(0, usable - _CONTEXT_BYTES - _LIBRARY_BYTES)
+    return max(0, usable - CONTEXT_BYTES - _LIBRARY_BYTES)
 
 
 def _halvings(size: int) -> list[int]:
@@ -175,7 +172,7 @@ def _work_bytes(config: YiVLConfig, dtype: torch.dtype, num_rows: int) -> int:
     mask_bytes = num_rows * length**2 * (1 + dtype.itemsize)
     pixel_bytes = tokens // config.num_image_tokens * 3 * vision.image_size**2 * (1 + 2 * 4 + dtype.itemsize)
     work_bytes = (max(decoder, tower) + embeds) * dtype.itemsize + mask_bytes + pixel_bytes
-    return int(_ALLOCATOR_FACTOR * (work_bytes + _cache_bytes(config, dtype, num_rows)))  # it is copied when it grows
+    return int(PLAIN_ALLOCATOR_FACTOR * (work_bytes + _cache_bytes(config, dtype, num_rows)))  # it is copied when it grows
 
 
 def _cache_bytes(config: YiVLConfig, dtype: torch.dtype, num_rows: int) -> int:

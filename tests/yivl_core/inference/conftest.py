@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from PIL import Image
 
 from yivl_core.data.records import Record
@@ -74,6 +74,25 @@ def answered() -> Callable[[Engine, Sequence[Request]], list[Completion]]:
         return [completion for completion in found if completion]
 
     return answer
+
+
+_TARGETS = r".*(self_attn\.[qv]_proj|mlp\.down_proj|mlp\.fc1|mm_projector\.3|lm_head)"
+
+
+@pytest.fixture(
+    params=[
+        LoraConfig(target_modules=_TARGETS),
+        LoraConfig(target_modules=_TARGETS, use_dora=True),
+        LoraConfig(target_modules=["embed_tokens", "patch_embedding", "lm_head"]),
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["norm", "lm_head", "embed_tokens"]),
+        IA3Config(target_modules=_TARGETS, feedforward_modules=r".*mlp\.down_proj"),
+    ],
+    ids=["LoRA", "DoRA", "LoRA on embeddings", "LoRA and whole modules", "IA3"],
+)
+def adapter_config(request: pytest.FixtureRequest) -> PeftConfig:
+    """Adapters of each kind that reads, adds to or replaces layers in its own way."""
+    config: PeftConfig = request.param
+    return config
 
 
 @pytest.fixture(scope="session")
