@@ -64,6 +64,17 @@ def attend_to_slots(queries: torch.Tensor, keys: torch.Tensor, values: torch.Ten
 
 
 @triton.jit
+def _add_keys(scores, value, maximum, total, accumulated):
+    """The running softmax with a block of keys more (Milakov and Gimelshein, arXiv 1805.02867); scores are of base 2."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - new_maximum[:, None])
+    shrink = tl.exp2(maximum - new_maximum)
+    total = total * shrink + tl.sum(weights, axis=1)
+    accumulated = tl.dot(weights.to(value.dtype), value, accumulated * shrink[:, None])
+    return new_maximum, total, accumulated
+
+
+@triton.jit
 def _attend_to_prompt(
     queries, keys, values, output, blocks, query_stride, group, num_kv_heads, scale,
     HEAD_DIM: tl.constexpr, BLOCK_QUERIES: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -92,28 +103,15 @@ def _attend_to_prompt(
     for key_block in range(0, num_seen, BLOCK_KEYS):
         offsets = base + (key_block + tl.arange(0, BLOCK_KEYS))[:, None] * key_stride + columns[None, :]
         scores = tl.dot(query, tl.trans(tl.load(keys + offsets))) * scale
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        shrink = tl.exp2(maximum - new_maximum)
-        total = total * shrink + tl.sum(weights, axis=1)
-        accumulated = accumulated * shrink[:, None]
-        value = tl.load(values + offsets)
-        accumulated = tl.dot(weights.to(value.dtype), value, accumulated)
-        maximum = new_maximum
+        maximum, total, accumulated = _add_keys(scores, tl.load(values + offsets), maximum, total, accumulated)
     for key_block in range(num_seen, end, BLOCK_KEYS):
         key_places = key_block + tl.arange(0, BLOCK_KEYS)
         offsets = base + key_places[:, None] * key_stride + columns[None, :]
         key = tl.load(keys + offsets, mask=(key_places < end)[:, None], other=0.0)
         scores = tl.dot(query, tl.trans(key)) * scale
         scores = tl.where(key_places[None, :] <= positions[:, None], scores, float("-inf"))
-        new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        shrink = tl.exp2(maximum - new_maximum)
-        total = total * shrink + tl.sum(weights, axis=1)
-        accumulated = accumulated * shrink[:, None]
         value = tl.load(values + offsets, mask=(key_places < end)[:, None], other=0.0)
-        accumulated = tl.dot(weights.to(value.dtype), value, accumulated)
-        maximum = new_maximum
+        maximum, total, accumulated = _add_keys(scores, value, maximum, total, accumulated)
     result = (accumulated / total[:, None]).to(output.dtype.element_ty)
     places = places[:, None] * (tl.num_programs(1) * HEAD_DIM) + head * HEAD_DIM + columns[None, :]
     tl.store(output + places, result, mask=is_query[:, None])
@@ -136,7 +134,7 @@ def _attend_to_split(
         base = (tl.load(starts + row) * num_kv_heads + kv_head) * HEAD_DIM
         maximum = tl.full([BLOCK_Q], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_Q], tl.float32)
-        output = tl.zeros([BLOCK_Q, BLOCK_HEAD], tl.float32)
+        accumulated = tl.zeros([BLOCK_Q, BLOCK_HEAD], tl.float32)
         end = tl.minimum(first_key + SPLIT_KEYS, num_keys)
         for block in range(first_key, end, BLOCK_KEYS):
             places = block + tl.arange(0, BLOCK_KEYS)
@@ -147,14 +145,9 @@ def _attend_to_split(
             value = tl.load(values + offsets, mask=mask, other=0.0)
             scores = tl.dot(query, tl.trans(key)) * scale
             scores = tl.where(is_key[None, :], scores, float("-inf"))
-            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
-            weights = tl.exp2(scores - new_maximum[:, None])
-            shrink = tl.exp2(maximum - new_maximum)
-            total = total * shrink + tl.sum(weights, axis=1)
-            output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value)
-            maximum = new_maximum
+            maximum, total, accumulated = _add_keys(scores, value, maximum, total, accumulated)
         place = (row * num_kv_heads * group + kv_head * group + heads) * num_splits + split
-        tl.store(partial + place[:, None] * HEAD_DIM + columns[None, :], output / total[:, None], mask=is_query)
+        tl.store(partial + place[:, None] * HEAD_DIM + columns[None, :], accumulated / total[:, None], mask=is_query)
         tl.store(logsumexp + place, maximum + tl.log2(total), mask=heads < group)
 
 

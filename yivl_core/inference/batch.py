@@ -145,7 +145,8 @@ class _Worker:
         if differing and self._config.batch_invariant:
             raise ConfigurationError(
                 f"{told} in spite of batch_invariant, the first of them {items[differing[0]].sample_id}; this GPU or version of "
-                "torch has kernels that do not keep to one order: use dtype float32, or leave batch_invariant out"
+                "torch has kernels that do not keep to one order: use dtype float32, or leave batch_invariant out, and choose "
+                "another output folder"
             )
 
     def run(self, shards: Sequence[Shard], rows: Iterable[InputRow]) -> None:
@@ -292,7 +293,7 @@ def _fingerprint(
             "dtype": _name(dtype),
             "device": config.device if config.is_split else device.type,
             **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
-            **(_step_sizes(sizes) if isinstance(sizes, MemoryPlan) and config.batch_invariant else {}),
+            **(_step_sizes(sizes, device) if isinstance(sizes, MemoryPlan) and config.batch_invariant else {}),
         },
     }
 
@@ -305,10 +306,11 @@ def _plan_sizes(
     return plan_engine(config, base, device, dtype)
 
 
-def _step_sizes(sizes: MemoryPlan) -> dict[str, int]:
-    """What the matrix products of an invariant run are filled up to, which moves their last bits."""
+def _step_sizes(sizes: MemoryPlan, device: torch.device) -> dict[str, int | str | None]:
+    """What moves the last bits of an invariant run: the sizes that its matrix products are filled up to, and the kind of GPU."""
     settings = sizes.settings
     return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "batch_size": settings.num_rows,
         "prefill_rows": settings.prefill_rows,
         "prefill_tokens": settings.prefill_tokens,

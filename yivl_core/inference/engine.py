@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from yivl_core.inference.prefixes import prefix_length
 from yivl_core.inference.requests import NO_TOKEN, Answer, Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
+from yivl_core.inference.runner import ModelRunner
 from yivl_core.inference.scheduler import Decode, Generation, Prefill, Scheduler
+from yivl_core.inference.steps import RunningRequest, StepResult
 from yivl_core.processing.tokenization import Tokenizer
 
 

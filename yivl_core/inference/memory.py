@@ -16,7 +16,7 @@ import torch
 from yivl_core.errors import ConfigurationError
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.prefixes import PREFIX_CACHE_TOKENS
-from yivl_core.inference.runner import RunnerSettings
+from yivl_core.inference.steps import RunnerSettings
 from yivl_core.model.configuration import YiVLConfig
 from yivl_core.model.weights import expected_shapes
 

@@ -5,7 +5,7 @@ keep their last token, position and place in the cache on the device, so that a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.layout import DecodeLayout, Padding, PrefillLayout, Segment, send
 from yivl_core.inference.operations import Operations, PlainOperations
 from yivl_core.inference.prefixes import KeptPrefixes
-from yivl_core.inference.requests import NO_TOKEN, Answer, Request
+from yivl_core.inference.requests import NO_TOKEN, Request
 from yivl_core.inference.sampling import SamplingColumns, SamplingParams, mark_seen, sample
-from yivl_core.inference.scheduler import Generation
+from yivl_core.inference.steps import RunnerSettings, RunningRequest, StepResult
 from yivl_core.inference.vision import VisionEncoder
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -30,87 +30,6 @@ from yivl_core.processing.padding import UnpaddedPixels
 _PREFILL_UNIT = 256
 _MAX_RECORDED_PREFILLS = 16
 _DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
-
-
-@dataclass(slots=True, kw_only=True)
-class RunningRequest:
-    """A request with its place.
-
-    Attributes:
-        answer: what was asked, and what has been written.
-        generation: where it stands.
-    """
-
-    answer: Answer
-    generation: Generation
-
-    @property
-    def request(self) -> Request:
-        """What was asked."""
-        return self.answer.request
-
-    @property
-    def prefix_length(self) -> int:
-        """Tokens before the first image, which many prompts share; 0 where there are few."""
-        return self.generation.prompt_tokens - self.generation.new_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
-    """Tokens that were ordered.
-
-    Attributes:
-        running: the requests that they belong to.
-        token_ids: int64, on the host as soon as `ready` has come; `NO_TOKEN` where logits were no finite numbers.
-        logprobs: float32, the same; None where nobody asked.
-        begun: when the device took the step up; None where it does not work by itself.
-        ready: when; None: now.
-    """
-
-    running: Sequence[RunningRequest]
-    token_ids: torch.Tensor
-    logprobs: torch.Tensor | None
-    begun: torch.cuda.Event | None = None
-    ready: torch.cuda.Event | None = None
-
-    def wait(self) -> tuple[list[int], list[float] | None]:
-        """The tokens and their log-probabilities; this is where a GPU is waited for."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        num_rows = len(self.running)
-        return self.token_ids[:num_rows].tolist(), None if self.logprobs is None else self.logprobs[:num_rows].tolist()
-
-    def idle_s_after(self, previous: "StepResult") -> float:
-        """Seconds that the device had nothing to do since the step before; both have been waited for."""
-        if previous.ready is None or self.begun is None:
-            return 0.0
-        return max(0.0, previous.ready.elapsed_time(self.begun) / 1e3)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerSettings:
-    """Sizes of a runner.
-
-    Attributes:
-        num_rows: most requests that run at a time.
-        cache_tokens: tokens of their keys and values.
-        prefill_rows: most requests that one step starts.
-        prefill_tokens: most tokens of prompts that one step computes; a longer prompt gets one of its own.
-        vision_images: most images that the tower reads at a time.
-        is_invariant: whether every step is filled up to its full size. All matrix products have one size each then, so a request
-            gets the same tokens whatever runs beside it.
-        is_fp8: whether the matrix products of all layers are in 8 bits.
-        is_plain: whether to do without kernels where there would be some.
-    """
-
-    num_rows: int
-    cache_tokens: int
-    prefill_rows: int
-    prefill_tokens: int
-    vision_images: int = 16
-    is_invariant: bool = False
-    is_fp8: bool = False
-    is_plain: bool = False
 
 
 class ModelRunner:
@@ -131,83 +50,88 @@ class ModelRunner:
     def __init__(self, model: YiVLForConditionalGeneration, preprocessor: ImagePreprocessor, settings: RunnerSettings) -> None:
         weight = model.model.language_model.embed_tokens.weight
         self.device, self.dtype = weight.device, weight.dtype
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # events, pools of memory and Triton's kernels belong to the current GPU
+        # Triton's kernels, events and pools of memory belong to the current GPU.
+        self._current = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         self.settings = settings
         config = model.config.text_config
         self.max_positions: int = config.max_position_embeddings
         self.lag = 1 if self.device.type == "cuda" else 0
-        operations: Operations = PlainOperations()
-        if not settings.is_plain:
-            operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
-        self._recorded = None if isinstance(operations, PlainOperations) else RecordedSteps(self.device)
-        self._preprocessor = preprocessor
-        self._num_image_tokens: int = model.config.num_image_tokens
-        self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
-        self.decoder = Decoder(model, operations, is_fp8=settings.is_fp8)
-        self._prefixes = KeptPrefixes()
-        # Behind the slots stand the kept prefixes, and one token for rows that are there to fill a batch.
-        self._cache = KeyValueCache(
-            num_layers=self.decoder.num_layers,
-            num_heads=self.decoder.num_key_value_heads,
-            head_dim=self.decoder.head_dim,
-            num_tokens=settings.cache_tokens + self._prefixes.num_tokens + 1,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # what joining the layers' weights has left behind
-        self._token_ids, self._positions, self._starts = torch.zeros(
-            3, settings.num_rows + 1, dtype=torch.int64, device=self.device
-        )
-        self._starts[-1] = self._cache.num_tokens - 1
-        self._begun: torch.cuda.Event | None = None
-        self._seen: torch.Tensor | None = None
-        self._columns: tuple[tuple[SamplingParams, ...], SamplingColumns] | None = None
-        if self._recorded is not None:
-            self._reserve()
+        with self._current:
+            operations: Operations = PlainOperations()
+            if not settings.is_plain:
+                operations = choose_operations(self.device, self.dtype, config.hidden_size // config.num_attention_heads)
+            self._recorded = None if isinstance(operations, PlainOperations) else RecordedSteps(self.device)
+            self._preprocessor = preprocessor
+            self._num_image_tokens: int = model.config.num_image_tokens
+            self._vision = VisionEncoder(model, operations, is_fp8=settings.is_fp8)
+            self.decoder = Decoder(model, operations, is_fp8=settings.is_fp8)
+            self._prefixes = KeptPrefixes()
+            # Behind the slots stand the kept prefixes, and one token for rows that are there to fill a batch.
+            self._cache = KeyValueCache(
+                num_layers=self.decoder.num_layers,
+                num_heads=self.decoder.num_key_value_heads,
+                head_dim=self.decoder.head_dim,
+                num_tokens=settings.cache_tokens + self._prefixes.num_tokens + 1,
+                dtype=self.dtype,
+                device=self.device,
+            )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what joining the layers' weights has left behind
+            self._token_ids, self._positions, self._starts = torch.zeros(
+                3, settings.num_rows + 1, dtype=torch.int64, device=self.device
+            )
+            self._starts[-1] = self._cache.num_tokens - 1
+            self._begun: torch.cuda.Event | None = None
+            self._seen: torch.Tensor | None = None
+            self._columns: tuple[tuple[SamplingParams, ...], SamplingColumns] | None = None
+            if self._recorded is not None:
+                self._reserve()
 
     @torch.inference_mode()
     def prefill(self, running: Sequence[RunningRequest]) -> StepResult:
         """Orders prompts to be computed, and the first token of each answer."""
-        pixels = self._send_pixels(running)
-        self._begun = self._event()
-        self._copy_prefixes(running)
-        segments = [
-            Segment(
-                start=each.generation.start,
-                num_cached=each.prefix_length,
-                num_tokens=each.generation.prompt_tokens,
-            )
-            for each in running
-        ]
-        input_ids = np.concatenate([each.request.inputs.input_ids[each.prefix_length :] for each in running])
-        logits = self._compute(segments, input_ids, pixels)[: len(running)]
-        rows = send(np.array([each.generation.row for each in running]), self.device)
-        self._positions[rows] = send(np.array([each.generation.prompt_tokens for each in running]), self.device)
-        self._starts[rows] = send(np.array([each.generation.start for each in running]), self.device)
-        self._mark_prompts(running)
-        return self._choose(running, logits, rows)
+        with self._current:
+            pixels = self._send_pixels(running)
+            self._begun = self._event()
+            self._copy_prefixes(running)
+            segments = [
+                Segment(
+                    start=each.generation.start,
+                    num_cached=each.prefix_length,
+                    num_tokens=each.generation.prompt_tokens,
+                )
+                for each in running
+            ]
+            input_ids = np.concatenate([each.request.inputs.input_ids[each.prefix_length :] for each in running])
+            logits = self._compute(segments, input_ids, pixels)[: len(running)]
+            rows = send(np.array([each.generation.row for each in running]), self.device)
+            self._positions[rows] = send(np.array([each.generation.prompt_tokens for each in running]), self.device)
+            self._starts[rows] = send(np.array([each.generation.start for each in running]), self.device)
+            self._mark_prompts(running)
+            return self._choose(running, logits, rows)
 
     @torch.inference_mode()
     def decode(self, running: Sequence[RunningRequest]) -> StepResult:
         """Orders the next token of each of these."""
-        size = len(running)
-        if self.settings.is_invariant:
-            size = self.settings.num_rows
-        elif self._recorded is not None:
-            size = min((rows for rows in _DECODE_ROWS if size <= rows <= self.settings.num_rows), default=self.settings.num_rows)
-        rows = send(self._rows_of(running, size), self.device)
-        self._begun = self._event()
-        if self._recorded is not None:
-            logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,), len(_DECODE_ROWS))
-            if all(_is_plain(each.request) for each in running):
-                return self._result(running, token_ids[: len(running)], None)
-        else:
-            places = self._places_on_host(running, size)
-            longest = max(length for _, length in places)
-            logits = self._decode(rows, None if self.device.type == "cuda" else places, longest)
-        return self._choose(running, logits[: len(running)], rows[: len(running)])
+        with self._current:
+            size = len(running)
+            if self.settings.is_invariant:
+                size = self.settings.num_rows
+            elif self._recorded is not None:
+                size = min(
+                    (rows for rows in _DECODE_ROWS if size <= rows <= self.settings.num_rows), default=self.settings.num_rows
+                )
+            rows = send(self._rows_of(running, size), self.device)
+            self._begun = self._event()
+            if self._recorded is not None:
+                logits, token_ids = self._recorded.run("decode", self._decode_greedily, (rows,), len(_DECODE_ROWS))
+                if all(_is_plain(each.request) for each in running):
+                    return self._result(running, token_ids[: len(running)], None)
+            else:
+                places = self._places_on_host(running, size)
+                longest = max(length for _, length in places)
+                logits = self._decode(rows, None if self.device.type == "cuda" else places, longest)
+            return self._choose(running, logits[: len(running)], rows[: len(running)])
 
     def _rows_of(self, running: Sequence[RunningRequest], size: int) -> npt.NDArray[np.int64]:
         """Their rows, filled up with the one that belongs to nobody."""

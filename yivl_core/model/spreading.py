@@ -7,7 +7,9 @@ The front makes embeddings of token ids and images. What stands in CPU memory is
 each call and dropped again. Places are chosen, and moves are made, by accelerate (`infer_auto_device_map`, `dispatch_model`).
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
@@ -86,15 +88,31 @@ def spread(model: YiVLForConditionalGeneration, places: Places) -> YiVLForCondit
     first = places[_FRONT[0]]
     assert first is not None
     kept_classes = {type(model.get_submodule(name)).__name__ for name, device in places.items() if device is None}
-    dispatched: YiVLForConditionalGeneration = dispatch_model(
-        model,
-        {name: "cpu" if device is None else device for name, device in places.items()},
-        main_device=first,
-        skip_keys=sorted(model._skip_keys_device_placement),
-        preload_module_classes=sorted(kept_classes),
-        force_hooks=True,
-    )
+    with _expected("accelerate.big_modeling", "Some parameters are on the meta device"):
+        dispatched: YiVLForConditionalGeneration = dispatch_model(
+            model,
+            {name: "cpu" if device is None else device for name, device in places.items()},
+            main_device=first,
+            skip_keys=sorted(model._skip_keys_device_placement),
+            preload_module_classes=sorted(kept_classes),
+            force_hooks=True,
+        )
     return dispatched
+
+
+@contextmanager
+def _expected(logger_name: str, start: str) -> Iterator[None]:
+    """Keeps a library's warning, known by how it starts, from users who have been told of the same in better words."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(start)
+
+    logger = logging.getLogger(logger_name)
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 def _back(config: YiVLConfig) -> list[str]:

@@ -29,7 +29,8 @@ from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.loading import plan_engine
 from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.requests import Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunningRequest, StepResult
+from yivl_core.inference.runner import ModelRunner
+from yivl_core.inference.steps import RunningRequest, StepResult
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
 from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import read_manifest

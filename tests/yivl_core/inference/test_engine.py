@@ -22,8 +22,9 @@ from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.layout import PrefillLayout
 from yivl_core.inference.prefixes import prefix_length
 from yivl_core.inference.requests import Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunnerSettings, RunningRequest, StepResult
+from yivl_core.inference.runner import ModelRunner
 from yivl_core.inference.sampling import SamplingParams
+from yivl_core.inference.steps import RunnerSettings, RunningRequest, StepResult
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.processor import ModelInputs, Processor
 

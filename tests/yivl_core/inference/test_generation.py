@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.requests import Completion, Request
-from yivl_core.inference.runner import ModelRunner, RunnerSettings
+from yivl_core.inference.runner import ModelRunner
 from yivl_core.inference.sampling import SamplingParams
+from yivl_core.inference.steps import RunnerSettings
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor

@@ -3,7 +3,8 @@
 Skipped where there is no GPU.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,12 @@ Load = Callable[..., InferenceEngine | RecordEngine]
 def load_nano(nano: Path) -> Load:
     """The project's own model, which reads lines of text."""
 
-    def load(dtype: torch.dtype = torch.bfloat16, **settings: Any) -> Any:
+    def load(dtype: torch.dtype = torch.bfloat16, device: torch.device = CUDA, **settings: Any) -> Any:
         base = open_checkpoint(nano)
         processor = Processor.from_checkpoint(base)
         asked = EngineSettings(**settings)
-        plan = plan_engine(asked, base, CUDA, dtype)
-        return load_engine(asked, base, processor, plan, adapter=None, device=CUDA, dtype=dtype)[0]
+        plan = plan_engine(asked, base, device, dtype)
+        return load_engine(asked, base, processor, plan, adapter=None, device=device, dtype=dtype)[0]
 
     return load
 
@@ -192,6 +193,36 @@ def answered(engine: InferenceEngine | RecordEngine, requests: Sequence[Request]
     found = [completions[number] for number in range(len(requests))]
     assert None not in found
     return [completion for completion in found if completion]
+
+
+def test_the_time_is_counted_in_which_the_gpu_waits_for_requests(load_nano: Load, lines: list[Request]) -> None:
+    engine = load_nano(batch_size=4)
+    assert isinstance(engine, InferenceEngine)
+    answered(engine, lines[:8])  # sets up what a step needs
+    before = engine.counts.idle_s
+
+    def slowly() -> Iterator[Request]:
+        for request in lines[:8]:
+            time.sleep(0.1)
+            yield request
+
+    assert len(dict(engine.generate(slowly()))) == 8
+    idle_s = engine.counts.idle_s - before
+    assert 0.2 < idle_s < 1.0  # for the first four requests there is no step before
+    answered(engine, lines[:8])
+    assert engine.counts.idle_s - before - idle_s < idle_s / 2
+
+
+def test_a_second_gpu_answers_as_the_first_one_does(load_nano: Load, lines: list[Request]) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs that torch can use, and there are {torch.cuda.device_count()}")
+    engines = [load_nano(device=torch.device("cuda", number), batch_size=7) for number in (0, 1)]
+    torch.cuda.set_device(0)
+    try:
+        answers = [answered(engine, lines) for engine in (engines[1], engines[0])]
+    finally:
+        torch.cuda.set_device(0)
+    assert answers[0] == answers[1]
 
 
 def test_float32_gives_the_ids_of_the_original(golden_cases: dict[str, Any], reference: Path) -> None:
