@@ -126,6 +126,8 @@ def _run(engine: InferenceEngine, prepare: Prepare, files: list[Path], new_token
         for number, inputs in enumerate(prepared):
             limit = lengths.randint(16, new_tokens) if is_mixed else new_tokens
             yield Request(sample_id=str(number), inputs=inputs, max_new_tokens=limit)
+        if is_mixed:
+            print(json.dumps({"share of rows in use until the last image was taken": engine.mean_slot_use}), flush=True)
 
     completions = [completion for _, completion in engine.generate(requests(prepare(files)))]
     assert len(completions) == len(files)

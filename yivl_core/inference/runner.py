@@ -229,10 +229,10 @@ class ModelRunner:
 
     def _send_pixels(self, running: Sequence[RunningRequest]) -> UnpaddedPixels | None:
         """The pixels of all images of these, on the device; None where there is no image."""
-        pixels = UnpaddedPixels.joined([each.request.inputs.pixels for each in running])
-        if not pixels.num_images:
+        parts = [each.request.inputs.pixels for each in running]
+        if not any(part.num_images for part in parts):
             return None
-        return pixels.pin_memory().to(self.device) if self.device.type == "cuda" else pixels
+        return UnpaddedPixels.joined(parts, is_pinned=self.device.type == "cuda").to(self.device)
 
     def _embed(self, input_ids: npt.NDArray[np.int64], size: int, pixels: UnpaddedPixels | None) -> torch.Tensor:
         """Embeddings `[S, D]` of the tokens, filled up to a size, with image features in their places."""

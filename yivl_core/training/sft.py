@@ -67,7 +67,7 @@ def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progr
         _renew_held_out(folder, data)
         return _summary(folder)
     require_memory(base, shapes, config, dtype, device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         trainer = _Trainer(config, base, data, folder, device, dtype, on_progress)
         with folder.taken():
             if _is_finished(folder):
