@@ -130,12 +130,14 @@ def test_it_is_loaded_on_the_cpu_in_less_than_two_seconds(nano: Path) -> None:
 # It reads
 
 
+@pytest.mark.slow
 def test_it_reads_rendered_lines_and_writes_capitals_where_asked(lines: list[dict[str, Any]], answer: Answer) -> None:
     predictions = answer(lines)
     assert {prediction.finish_reason for prediction in predictions} == {"stop"}
     assert character_error_rate(predictions) < 0.05
 
 
+@pytest.mark.slow
 def test_it_reads_lines_of_real_receipts(shared_data: Path, answer: Answer) -> None:
     folder = shared_data / "data" / "sroie_lines" / "sample"
     records = [json.loads(line) for line in (folder / "val.jsonl").read_text().splitlines()]
@@ -144,6 +146,7 @@ def test_it_reads_lines_of_real_receipts(shared_data: Path, answer: Answer) -> N
     assert character_error_rate(predictions, normalise) < 0.1
 
 
+@pytest.mark.slow
 def test_it_holds_a_conversation_about_two_images(lines: list[dict[str, Any]], answer: Answer) -> None:
     """What it says to the first question is the history of the second, which is about another image."""
     first = answer(lines[:8], output="first")

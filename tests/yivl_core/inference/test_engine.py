@@ -17,7 +17,7 @@ from PIL import Image
 
 from yivl_core.data.records import Record
 from yivl_core.inference import prefixes as prefixes_module
-from yivl_core.inference.engine import InferenceEngine
+from yivl_core.inference.engine import InferenceEngine, Update
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.layout import PrefillLayout
 from yivl_core.inference.prefixes import prefix_length
@@ -128,15 +128,17 @@ def test_a_stop_string_of_a_user_ends_the_answer_and_no_part_of_it_is_ever_shown
     num_stops = num_over_tokens = 0
     for number in PROMPTS:
         whole = answers(engine, [ask(number, max_new_tokens=24)])[0]
-        for stop in stop_strings_within(whole.text):
-            request = ask(number, max_new_tokens=24, stop_strings=("never written", stop))
-            updates = list(engine.stream(request))
-            completion = updates[-1].completion
+        stops = stop_strings_within(whole.text)
+        updates = defaultdict[int, list[Update]](list)
+        for update in engine.run(ask(number, max_new_tokens=24, stop_strings=("never written", stop)) for stop in stops):
+            updates[update.number].append(update)
+        for place, stop in enumerate(stops):
+            completion = updates[place][-1].completion
             assert completion is not None
             assert completion.text == whole.text[: whole.text.find(stop)].rstrip()
             assert completion.finish_reason == "stop"
             assert completion.token_ids == whole.token_ids[: completion.num_tokens]
-            shown = list(accumulate(update.text for update in updates))
+            shown = list(accumulate(update.text for update in updates[place]))
             assert all(completion.text.startswith(text) for text in shown)
             assert shown[-1] == completion.text
             num_stops += 1

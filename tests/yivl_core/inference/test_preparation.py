@@ -106,6 +106,7 @@ def test_work_is_done_elsewhere_beside_a_gpu_and_here_beside_a_cpu() -> None:
         assert torch.equal(found[0][1], torch.arange(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [lambda process: process.kill(), lambda process: process.terminate()])
 def test_helpers_do_not_outlive_their_parent(end: Callable[[subprocess.Popen[bytes]], None]) -> None:
     script = (

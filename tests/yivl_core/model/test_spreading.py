@@ -91,7 +91,7 @@ def test_a_model_that_one_gpu_has_room_for_stays_there() -> None:
 def test_places_are_within_memory_or_there_are_none() -> None:
     met = Counter[str]()
 
-    @settings(max_examples=150)
+    @settings(max_examples=80)
     @given(
         gpu_shares=st.lists(st.floats(0, 1.2), min_size=1, max_size=3),
         cpu_share=st.floats(0, 1.2),

@@ -32,6 +32,8 @@ from yivl_core.training.packing import PackedBatch
 from yivl_core.training.samples import SampleReader
 from yivl_core.training.tuning import Tuning
 
+pytestmark = pytest.mark.slow
+
 MakeDataset = Callable[..., Path]
 Train = Callable[..., TrainingSummary]
 FULL: dict[str, Any] = {"tuner": "full", "learning_rate": 5e-3, "batch_size": 4, "num_epochs": 2}

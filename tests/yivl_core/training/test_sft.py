@@ -75,6 +75,7 @@ def evaluate_with_the_model_of_record(checkpoint: Path, adapter: str, rows: list
     return loss / num_learned, num_right / num_learned
 
 
+@pytest.mark.slow
 def test_the_loss_falls_until_the_answers_are_known_by_heart(train: Train, make_dataset: MakeDataset) -> None:
     events: list[Progress] = []
     dataset = str(make_dataset(4))
@@ -377,6 +378,7 @@ def test_equal_settings_give_equal_runs(runs: Runs) -> None:
     assert runs.results() == runs.results(device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_run(name: str, runs: Runs) -> None:
     common, change, what = CHANGES[name]
