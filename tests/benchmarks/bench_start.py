@@ -103,7 +103,7 @@ def engine(checkpoint: Path, images: Path) -> dict[str, float]:
     base, device = open_checkpoint(checkpoint), torch.device("cuda")
     processor = Processor.from_checkpoint(base)
     settings, dtype = EngineSettings(), torch.bfloat16
-    plan = plan_engine(settings, base, device, dtype)
+    plan = plan_engine(settings, base, None, device, dtype)
     loaded, _ = load_engine(settings, base, processor, plan, adapter=None, device=device, dtype=dtype)
     torch.cuda.synchronize()
     times["ready for the first image, s"] = _since_start()

@@ -90,6 +90,9 @@ def infer_shards(
         worker = _Worker(config, base, sizes, plan, num_records, store, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe(read_inputs(source))
+    elif config.verify_invariance:
+        message = "no shard is left to be done, so verify_invariance has tried nothing"
+        on_progress(Progress(stage="infer", done=0, total=0, unit="record", message=message))
     loaded = time.perf_counter()
     if worker:
         worker.run(shards, read_inputs(source))
@@ -303,7 +306,7 @@ def _plan_sizes(
 ) -> MemoryPlan | SplitPlan:
     if config.is_split:
         return plan_split(config, base, config.adapter, dtype)
-    return plan_engine(config, base, device, dtype)
+    return plan_engine(config, base, config.adapter, device, dtype)
 
 
 def _step_sizes(sizes: MemoryPlan, device: torch.device) -> dict[str, int | str | None]:

@@ -4,12 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from yivl_core.data.reading import InputSource
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import HELD_OUT_FILE
 from yivl_core.settings import narrow
+
+# Logits divided by less leave the range of float32.
+_MIN_TEMPERATURE = 1e-4
+
+
+def _not_tiny(temperature: float) -> float:
+    if 0 < temperature < _MIN_TEMPERATURE:
+        raise ValueError(f"give 0 for the likeliest token each time, or {_MIN_TEMPERATURE} or more")
+    return temperature
 
 
 class DecodingSettings(BaseModel):
@@ -18,13 +27,15 @@ class DecodingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_new_tokens: int = Field(default=512, ge=1, description="most tokens of one answer")
-    temperature: float = Field(default=0.0, ge=0, description="0: greedy; higher: more random")
+    temperature: Annotated[float, AfterValidator(_not_tiny)] = Field(
+        default=0.0, ge=0, le=100, description="0: greedy; higher: more random"
+    )
     top_k: int | None = Field(default=None, ge=1, description="sample from the k likeliest tokens only")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample from the likeliest tokens that hold this probability together"
     )
     repetition_penalty: float = Field(
-        default=1.0, gt=0, description="above 1: tokens already in prompt or answer become less likely"
+        default=1.0, ge=0.01, le=100, description="above 1: tokens already in prompt or answer become less likely"
     )
     seed: int = Field(default=0, ge=0, description="seed of the sampling; each record draws from its own stream")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -86,6 +97,7 @@ class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
     verify_invariance: int = Field(
         default=0,
         ge=0,
+        le=10_000,
         description="before the run, answer the first so many records together, in reverse and one by one, and tell how many "
         "came out differently; with batch_invariant none may",
     )

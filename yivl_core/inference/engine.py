@@ -167,6 +167,8 @@ class InferenceEngine:
             text = running.answer.append(token_id, logprobs[place] if logprobs else None)
             is_finished = running.answer.is_finished
             self.counts.num_tokens += token_id != NO_TOKEN
+            if token_id == NO_TOKEN:
+                self.runner.forget(running.generation)
             if is_finished:
                 self._scheduler.finish(running.generation)
                 del self._running[running.generation.number]

@@ -29,6 +29,10 @@ class KeyValueCache:
         """Bytes that one token takes over all layers."""
         return 2 * num_layers * num_heads * head_dim * dtype.itemsize
 
+    def clear(self, start: int, num_tokens: int) -> None:
+        """Puts noughts into a stretch of all layers."""
+        self._all[:, :, start : start + num_tokens] = 0
+
     def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Keys and values of all layers from some tokens to others; both int64 `[N]`."""
         self._all.index_copy_(2, targets, self._all.index_select(2, sources))

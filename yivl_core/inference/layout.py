@@ -141,13 +141,15 @@ class DecodeLayout:
         positions: int64 `[B]`, of the token in its request.
         starts: int64 `[B]`, of the slot in the cache.
         on_host: start and number of tokens that each row attends to, its own included; None where only the device knows them.
-        max_keys: most tokens that any row attends to.
+        max_keys: most tokens that any row attends to, or more.
+        is_apart: whether each row's attention has to be computed without a look at the others.
     """
 
     positions: torch.Tensor
     starts: torch.Tensor
     on_host: Sequence[tuple[int, int]] | None
     max_keys: int
+    is_apart: bool = False
 
 
 def send(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:

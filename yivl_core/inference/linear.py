@@ -36,6 +36,10 @@ class FusedLinear:
         weight = plain[0].weight.detach() if len(plain) == 1 else torch.cat([layer.weight.detach() for layer in plain])
         for layer in plain:
             layer.weight = None  # type: ignore[assignment]
+        for adapted in layers:
+            if isinstance(adapted, LoraLinear):
+                adapted.lora_A.clear()
+                adapted.lora_B.clear()
         self._product = _choose_product(weight, self.bias, is_fp8=is_fp8)
         if weight.is_cuda and (is_fp8 or len(plain) > 1):
             del weight

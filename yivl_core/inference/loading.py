@@ -15,7 +15,7 @@ from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
 from yivl_core.inference.splitting import SplitPlan, load_split_engine
-from yivl_core.model.adapters import is_plain_adapter, load_adapter
+from yivl_core.model.adapters import is_plain_adapter, load_adapter, num_adapter_values
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -43,10 +43,13 @@ def require_engine(settings: EngineSettings, adapter: str | Path | None, device:
         _require_nothing_of_the_engine(settings, adapter)
 
 
-def plan_engine(settings: EngineSettings, base: CheckpointFiles, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+def plan_engine(
+    settings: EngineSettings, base: CheckpointFiles, adapter: str | Path | None, device: torch.device, dtype: torch.dtype
+) -> MemoryPlan:
     """The sizes of an engine with a checkpoint's model, by the memory that is free now: before its weights are loaded.
 
     Raises:
+        CheckpointError: the adapter's folder is broken.
         ConfigurationError: the model does not fit into memory.
     """
     return plan_memory(
@@ -58,6 +61,7 @@ def plan_engine(settings: EngineSettings, base: CheckpointFiles, device: torch.d
         is_invariant=settings.batch_invariant,
         is_fp8=settings.quantization == "fp8",
         is_plain=settings.attention == "sdpa",
+        num_adapter_values=num_adapter_values(adapter) if adapter else 0,
     )
 
 

@@ -207,7 +207,7 @@ class PlainOperations:
         """As `Operations`."""
         if layout.on_host is None:
             return self._attend_to_gathered(queries, keys, values, layout)
-        grid = _find_grid(layout.on_host, len(keys))
+        grid = None if layout.is_apart else _find_grid(layout.on_host, len(keys))
         if grid is None:
             attended = [
                 attend(

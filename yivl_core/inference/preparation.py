@@ -25,6 +25,7 @@ import torch
 from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, DatasetError
+from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest
 from yivl_core.outputs.shards import ShardPlan
@@ -89,7 +90,7 @@ class RowPreparer:
                 inputs = self._processor.process(row.record, [image.image for image in images], with_response=False)
                 if len(inputs.input_ids) >= self._max_positions:
                     kind = "too_long"
-                    error = f"{len(inputs.input_ids)} tokens, and the model reads {self._max_positions}; shorten the text"
+                    error = _too_long(inputs, self._max_positions)
             except ImageError as problem:
                 kind, error = problem.kind, str(problem)
             except DatasetError as problem:
@@ -155,8 +156,9 @@ def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, ite
             yield prepared
     except BrokenProcessPool as cause:
         raise ChildFailedError(
-            "a process that prepares images has died, killed perhaps because memory ran out; what had been published is kept: "
-            "free some memory, and continue with --resume"
+            "a process that prepares images has died; what had been published is kept. If it was killed because memory ran out, "
+            "free some and continue with --resume; if it said that it was started too early, a script of your own has to start "
+            'this below `if __name__ == "__main__":`'
         ) from cause
 
 
@@ -183,6 +185,14 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _too_long(inputs: ModelInputs, max_positions: int) -> str:
+    num_tokens, num_of_images = len(inputs.input_ids), int((inputs.input_ids == IMAGE_TOKEN_INDEX).sum())
+    parts, remedy = "", "shorten the text"
+    if num_of_images:
+        parts, remedy = f" ({num_of_images} of them for images)", "shorten the text, or give fewer images"
+    return f"{num_tokens} tokens{parts}, and the model reads {max_positions}, an answer included; {remedy}"
 
 
 def _prediction_images(row: InputRow, images: Sequence[LoadedImage]) -> tuple[PredictionImage, ...]:

@@ -19,6 +19,7 @@ from yivl_core.inference.operations import Operations, PlainOperations
 from yivl_core.inference.prefixes import KeptPrefixes
 from yivl_core.inference.requests import NO_TOKEN, Request
 from yivl_core.inference.sampling import SamplingColumns, SamplingParams, mark_seen, sample
+from yivl_core.inference.scheduler import Generation
 from yivl_core.inference.steps import RunnerSettings, RunningRequest, StepResult
 from yivl_core.inference.vision import VisionEncoder
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
@@ -129,9 +130,14 @@ class ModelRunner:
                     return self._result(running, token_ids[: len(running)], None)
             else:
                 places = self._places_on_host(running, size)
-                longest = max(length for _, length in places)
+                longest = self.max_positions if self.settings.is_invariant else max(length for _, length in places)
                 logits = self._decode(rows, None if self.device.type == "cuda" else places, longest)
             return self._choose(running, logits[: len(running)], rows[: len(running)])
+
+    @torch.inference_mode()
+    def forget(self, generation: Generation) -> None:
+        """Clears the slot of a request whose numbers were not finite: who gets it next may multiply what it holds by nought."""
+        self._cache.clear(generation.start, generation.slot_tokens)
 
     def _rows_of(self, running: Sequence[RunningRequest], size: int) -> npt.NDArray[np.int64]:
         """Their rows, filled up with the one that belongs to nobody."""
@@ -147,7 +153,13 @@ class ModelRunner:
 
     def _decode(self, rows: torch.Tensor, on_host: Sequence[tuple[int, int]] | None, max_keys: int) -> torch.Tensor:
         """Logits of one more token for each of the rows, whose positions move on."""
-        layout = DecodeLayout(positions=self._positions[rows], starts=self._starts[rows], on_host=on_host, max_keys=max_keys)
+        layout = DecodeLayout(
+            positions=self._positions[rows],
+            starts=self._starts[rows],
+            on_host=on_host,
+            max_keys=max_keys,
+            is_apart=self.settings.is_invariant,
+        )
         logits = self.decoder.decode(self._token_ids[rows], layout, self._cache)
         self._positions[rows] = torch.where(rows == self.settings.num_rows, 0, layout.positions + 1)
         return logits

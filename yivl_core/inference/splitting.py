@@ -19,12 +19,11 @@ from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.memory import CONTEXT_BYTES, PLAIN_ALLOCATOR_FACTOR, SHARE_OF_FREE
-from yivl_core.model.adapters import ADAPTER_FILE, load_adapter
+from yivl_core.model.adapters import load_adapter, num_adapter_values
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.spreading import Places, find_places, home, spread
-from yivl_core.model.tensors import open_tensors
 from yivl_core.model.weights import expected_shapes, load_model
 from yivl_core.processing.processor import Processor
 
@@ -105,7 +104,8 @@ def plan_split(settings: EngineSettings, base: CheckpointFiles, adapter: str | P
     sizes = [settings.batch_size] if settings.batch_size else _halvings(RECORD_BATCH_SIZE)
     plans = []
     for num_rows in sizes:
-        work_bytes = _work_bytes(config, dtype, num_rows) + (_adapter_bytes(adapter) if adapter else 0)
+        # All of the adapter is in float32, and read on the first GPU before it goes to its layers.
+        work_bytes = _work_bytes(config, dtype, num_rows) + (4 * num_adapter_values(adapter) if adapter else 0)
         places = find_places(
             config,
             dtype,
@@ -185,12 +185,6 @@ def _cache_bytes(config: YiVLConfig, dtype: torch.dtype, num_rows: int) -> int:
         dtype=dtype,
     )
     return int(num_rows * text.max_position_embeddings * per_token)
-
-
-def _adapter_bytes(adapter: str | Path) -> int:
-    """All of it in float32, as PEFT keeps it; it is read on the first GPU before it goes to its layers."""
-    tensors = open_tensors((Path(adapter) / ADAPTER_FILE,))
-    return sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def _refusal(config: YiVLConfig, dtype: torch.dtype, num_rows: int, gpu_bytes: Sequence[int], cpu_bytes: int) -> str:

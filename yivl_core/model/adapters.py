@@ -3,6 +3,7 @@
 Hu et al., LoRA (arXiv 2106.09685), section 4.1: a frozen matrix W becomes W + (alpha / rank) B A.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,15 @@ def is_plain_adapter(folder: Path) -> bool:
     # Halves beside an embedding have names of their own, and those beside a convolution more dimensions.
     halves = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     return all(_HALF_NAME.fullmatch(name) and len(tensor.shape) == 2 for name, tensor in halves.items())
+
+
+def num_adapter_values(folder: str | Path) -> int:
+    """How many parameters an adapter has, by its file alone.
+
+    Raises:
+        CheckpointError: the folder holds no adapter, or a broken one.
+    """
+    return sum(math.prod(tensor.shape) for tensor in _read_adapter_tensors(Path(folder)).values())
 
 
 def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel:

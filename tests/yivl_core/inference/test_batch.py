@@ -189,7 +189,12 @@ def test_a_prompt_that_leaves_no_room_is_an_error_row_and_one_that_leaves_little
         assert before.prompt_tokens is not None
         if before.prompt_tokens >= limit:
             assert prediction.error_kind == "too_long"
-            assert prediction.error == f"{before.prompt_tokens} tokens, and the model reads {limit}; shorten the text"
+            assert prediction.error is not None
+            assert re.fullmatch(
+                rf"{before.prompt_tokens} tokens \(\d+ of them for images\), and the model reads {limit}, an answer included; "
+                "shorten the text, or give fewer images",
+                prediction.error,
+            )
         else:
             assert prediction.prompt_tokens == before.prompt_tokens
             assert prediction.completion_tokens is not None
@@ -743,6 +748,31 @@ def test_batch_size_is_what_is_answered_at_a_time(infer: Infer, monkeypatch: pyt
     sizes.clear()
     infer(output="other")
     assert max(sizes) > 5
+
+
+def test_where_nothing_is_left_the_probe_says_that_it_tried_nothing(infer: Infer) -> None:
+    infer()
+    told: list[str] = []
+    assert infer(resume=True, verify_invariance=3, on_progress=lambda progress: told.append(progress.message)).invariance is None
+    assert "no shard is left to be done, so verify_invariance has tried nothing" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 1e-46}, r"temperature\n.* give 0 for the likeliest token each time, or 0\.0001 or more"),
+        ({"temperature": 1e6}, "less than or equal to 100"),
+        ({"repetition_penalty": 1e-38}, r"greater than or equal to 0\.01"),
+        ({"verify_invariance": 10**19}, "less than or equal to 10000"),
+    ],
+)
+def test_settings_beyond_what_float32_holds_are_refused(settings: dict[str, Any], message: str, infer: Infer) -> None:
+    with pytest.raises(ValidationError, match=message):
+        infer(**settings)
+
+
+def test_the_least_temperature_is_as_good_as_none(infer: Infer) -> None:
+    assert answers(infer(temperature=1e-4, output="cold")) == answers(infer(output="greedy"))
 
 
 def test_invariant_steps_have_one_size_and_give_the_same_rows(infer: Infer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,36 @@ def ids(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
     return [completion.token_ids for completion in completions]
 
 
+# Company
+
+
+def test_invariant_steps_give_the_same_numbers_to_the_last_bit_in_any_company(make_engine: MakeEngine, ask: Ask) -> None:
+    requests = [
+        ask(number, num_images=1, with_logprobs=True, params=SamplingParams(temperature=1.0, seed=number)) for number in range(8)
+    ]
+    slot = len(requests[0].inputs.input_ids) + MAX_NEW_TOKENS - 1
+    for is_invariant in (True, False):
+        engine = make_engine(num_rows=4, cache_tokens=4 * slot, prefill_rows=2, is_invariant=is_invariant)
+        together = answers(engine, requests)
+        ways = [answers(engine, requests[::-1])[::-1], [answers(engine, [request])[0] for request in requests]]
+        assert ids(together) == ids(ways[0]) == ids(ways[1])
+        assert (ways == [together, together]) is is_invariant, "the slots stand in a grid, which usual steps make use of"
+
+
+def test_numbers_that_are_not_finite_do_not_outlive_their_request(
+    make_engine: MakeEngine, ask: Ask, model: YiVLForConditionalGeneration
+) -> None:
+    spoilt, requests = model.config.text_config.vocab_size - 1, [ask(number, num_images=0) for number in range(4)]
+    inputs = requests[0].inputs
+    slot = len(inputs.input_ids) + MAX_NEW_TOKENS
+    engine = make_engine(num_rows=4, cache_tokens=4 * slot, prefill_rows=4)
+    engine.runner.decoder.embedding[spoilt] = torch.nan
+    expected = answers(engine, requests)
+    bad = replace(requests[0], inputs=replace(inputs, input_ids=np.append(inputs.input_ids, spoilt)))
+    assert dict(engine.generate([bad] * 4)) == dict.fromkeys(range(4))
+    assert answers(engine, requests) == expected
+
+
 # Streams and stops
 
 

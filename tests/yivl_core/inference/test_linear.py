@@ -1,5 +1,6 @@
 """Joined linear layers against torch's own, and with adapters on them against PEFT's own forward."""
 
+import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -22,7 +23,8 @@ from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
 from yivl_core.inference.linear import FusedLinear, is_plain_lora
-from yivl_core.inference.loading import Engine, load_engine, plan_engine
+from yivl_core.inference.loading import Engine, load_engine, make_engine, plan_engine
+from yivl_core.inference.memory import plan_memory
 from yivl_core.inference.requests import Request
 from yivl_core.model.adapters import (
     _MORE_THAN_PRODUCTS,
@@ -280,7 +282,7 @@ def ids(engine: Engine, processor: Processor) -> list[tuple[int, ...]]:
 def engine_with(checkpoint: Path, adapter: str | Path | None, **settings: Any) -> tuple[Engine, str]:
     base, device, dtype = open_checkpoint(checkpoint), torch.device("cpu"), torch.float32
     asked, processor = EngineSettings(**{"batch_size": 3, **settings}), Processor.from_checkpoint(checkpoint)
-    plan = plan_engine(asked, base, device, dtype)
+    plan = plan_engine(asked, base, adapter, device, dtype)
     return load_engine(asked, base, processor, plan, adapter=adapter, device=device, dtype=dtype)
 
 
@@ -309,6 +311,19 @@ def test_the_engine_answers_with_a_trained_adapter_as_peft_does(trained: Trainin
     assert isinstance(engine, InferenceEngine)
     assert sizes.startswith("3 records at a time, ")
     assert_answers_as_peft(engine, tiny_checkpoint, trained.adapter)
+
+
+def test_of_the_adapter_only_what_is_run_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = save_random_adapter(tiny_checkpoint, tmp_path, "all")
+    model = cast(YiVLForConditionalGeneration, load_adapter(load_model(tiny_checkpoint), adapter).get_base_model())
+    halves = [weakref.ref(parameter) for name, parameter in model.named_parameters() if "lora_" in name]
+    plan = plan_memory(model.config, torch.float32, torch.device("cpu"), num_rows=2, is_loaded=True)
+    engine = make_engine(model, Processor.from_checkpoint(tiny_checkpoint), plan)
+    del model
+    gc.collect()
+    assert len(halves) > 20
+    assert [half for half in halves if half() is not None] == []
+    assert len(dict(engine.generate(make_requests(Processor.from_checkpoint(tiny_checkpoint))))) == 8
 
 
 TOWER_AND_PROJECTOR = r".*vision_tower\.encoder\.layers\.0\..*(v_proj|fc1)|.*mm_projector\.3"

@@ -88,6 +88,14 @@ def test_eight_bits_leave_half_of_the_layers_weights() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_an_adapter_beside_the_weights_takes_its_share() -> None:
+    without, beside = plan(gpu_memory_gb=18), plan(gpu_memory_gb=18, num_adapter_values=200_000_000)
+    assert beside.weight_bytes == without.weight_bytes + 800_000_000
+    assert beside.cache_bytes < without.cache_bytes
+    assert beside.total_bytes <= 18e9
+
+
+@pytest.mark.usefixtures("gpu")
 def test_a_model_has_to_be_loaded_whole_before_it_is_rounded() -> None:
     with pytest.raises(ConfigurationError, match=r"it needs 14\.3 GB on cuda to be loaded .*13\.4 GB\), and 12\.0 GB may"):
         plan(gpu_memory_gb=12, is_fp8=True)
@@ -114,6 +122,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
         plan(THIRTY_FOUR, gpu_memory_gb=60)
     with pytest.raises(ConfigurationError, match=r"to be loaded and to answer one record of 4096 tokens .* give a higher"):
         plan(gpu_memory_gb=14)
+    with pytest.raises(ConfigurationError, match=r" in steps for 100000 .* may be used; give a batch_size below 100000$"):
+        plan(num_rows=100_000)
     with pytest.raises(ConfigurationError, match=r"gpu_memory 100: cuda has 8\d\.\d GB free, in GB of 10\^9 bytes; give less"):
         plan(gpu_memory_gb=100)
 

@@ -5,6 +5,7 @@ Skipped where there is no GPU.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def load_nano(nano: Path) -> Load:
         base = open_checkpoint(nano)
         processor = Processor.from_checkpoint(base)
         asked = EngineSettings(**settings)
-        plan = plan_engine(asked, base, device, dtype)
+        plan = plan_engine(asked, base, None, device, dtype)
         return load_engine(asked, base, processor, plan, adapter=None, device=device, dtype=dtype)[0]
 
     return load
@@ -229,7 +230,7 @@ def test_float32_gives_the_ids_of_the_original(golden_cases: dict[str, Any], ref
     base = open_checkpoint(reference / "checkpoint")
     processor = Processor.from_checkpoint(base)
     asked = EngineSettings(batch_size=5)
-    plan = plan_engine(asked, base, CUDA, torch.float32)
+    plan = plan_engine(asked, base, None, CUDA, torch.float32)
     engine, _ = load_engine(asked, base, processor, plan, adapter=None, device=CUDA, dtype=torch.float32)
     cases, requests = golden_cases["cases"], []
     for name, case in cases.items():
@@ -297,13 +298,20 @@ def test_logits_of_first_tokens_agree_with_the_model_of_record(
         assert difference(logits, expected) < tolerance
 
 
-def test_invariant_answers_do_not_depend_on_company(load_nano: Load, lines: list[Request]) -> None:
+@pytest.mark.parametrize(("dtype", "attention"), [(torch.bfloat16, "auto"), (torch.bfloat16, "sdpa"), (torch.float32, "auto")])
+def test_invariant_answers_do_not_depend_on_company(
+    dtype: torch.dtype, attention: str, load_nano: Load, lines: list[Request]
+) -> None:
     sampled = SamplingParams(temperature=1.0, top_p=0.9, seed=3)
     requests = [
         *lines[:20],
         *(Request(sample_id=f"{n}", inputs=lines[n].inputs, params=sampled, max_new_tokens=24) for n in range(9)),
     ]
-    assert find_variant(load_nano(batch_invariant=True, batch_size=13), requests) == []
+    engine = load_nano(dtype, attention=attention, batch_invariant=True, batch_size=13)
+    assert find_variant(engine, requests) == []
+    sure = [replace(request, with_logprobs=True) for request in requests]
+    together, alone = answered(engine, sure), [answered(engine, [request])[0] for request in sure]
+    assert together == alone, "to the last bit"
 
 
 def test_sampled_answers_depend_on_the_record_and_the_seed_alone(load_nano: Load, lines: list[Request]) -> None:
@@ -326,7 +334,8 @@ def test_sampled_answers_depend_on_the_record_and_the_seed_alone(load_nano: Load
 
 
 def test_eight_bits_read_nearly_as_well(load_nano: Load, lines: list[Request]) -> None:
-    usual, rounded = answered(load_nano(), lines), answered(load_nano(quantization="fp8"), lines)
+    requests = [replace(line, with_logprobs=True) for line in lines]
+    usual, rounded = answered(load_nano(), requests), answered(load_nano(quantization="fp8"), requests)
     equal = sum(one.text == other.text for one, other in zip(usual, rounded, strict=True))
     assert 0.6 * len(lines) < equal
-    assert usual != rounded or equal == len(lines)
+    assert all(one.logprobs != other.logprobs for one, other in zip(usual, rounded, strict=True)), "8 bits leave their mark"
