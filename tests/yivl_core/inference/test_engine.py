@@ -108,13 +108,25 @@ def test_invariant_steps_give_the_same_numbers_to_the_last_bit_in_any_company(ma
 def test_numbers_that_are_not_finite_do_not_outlive_their_request(
     make_engine: MakeEngine, ask: Ask, model: YiVLForConditionalGeneration
 ) -> None:
-    spoilt, requests = model.config.text_config.vocab_size - 1, [ask(number, num_images=0) for number in range(4)]
-    inputs = requests[0].inputs
-    slot = len(inputs.input_ids) + MAX_NEW_TOKENS
-    engine = make_engine(num_rows=4, cache_tokens=4 * slot, prefill_rows=4)
+    spoilt, cuts = (
+        model.config.text_config.vocab_size - 1,
+        (0, 6, 0, 6),
+    )  # who is shorter has more room in a slot of the same size
+    whole = ask(0, num_images=0).inputs
+    requests = [
+        ask(0, num_images=0, max_new_tokens=MAX_NEW_TOKENS + cut, params=SamplingParams(temperature=1.0, seed=number))
+        for number, cut in enumerate(cuts)
+    ]
+    requests = [
+        replace(request, inputs=replace(whole, input_ids=whole.input_ids[: len(whole.input_ids) - cut]))
+        for request, cut in zip(requests, cuts, strict=True)
+    ]
+    bad_ids = whole.input_ids.copy()
+    bad_ids[-4:] = spoilt
+    bad = replace(requests[0], inputs=replace(whole, input_ids=bad_ids))
+    engine = make_engine(num_rows=4, cache_tokens=4 * (len(whole.input_ids) + MAX_NEW_TOKENS - 1), prefill_rows=4)
     engine.runner.decoder.embedding[spoilt] = torch.nan
     expected = answers(engine, requests)
-    bad = replace(requests[0], inputs=replace(inputs, input_ids=np.append(inputs.input_ids, spoilt)))
     assert dict(engine.generate([bad] * 4)) == dict.fromkeys(range(4))
     assert answers(engine, requests) == expected
 
