@@ -1,6 +1,6 @@
 """Images a second of the inference engine on one GPU, from JPEG files on disk, beside transformers' `generate` in the same run.
 
-    python tests/benchmarks/bench_inference.py --images 512 --new-tokens 64 --generate-batches 64 128
+    python tests/benchmarks/bench_inference.py --images 512 --new-tokens 64 --generate-batches 128 256
 
 Weights are random and of the published shape; every answer has the full number of tokens, but for `--mixed`, where answers have
 16 to `--new-tokens` of them. `generate` gets its pixels prepared, in memory; the engine starts from the files.
@@ -100,7 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-invariant", action="store_true")
     parser.add_argument("--fp8", action="store_true", help="8-bit matrix products")
     parser.add_argument("--verify-invariance", type=int, default=0, help="records to answer in several ways")
-    parser.add_argument("--generate-batches", type=int, nargs="*", default=[64, 128])
+    parser.add_argument("--generate-batches", type=int, nargs="*", default=[128, 256])
     parser.add_argument("--profile", action="store_true", help="which kernels take the time")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the JPEG files are kept; default: a temporary folder")
