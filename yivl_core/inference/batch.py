@@ -4,24 +4,20 @@ A part is published when all its records are answered; a run that was killed goe
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import InputRow, InputSource, input_digest, read_inputs
-from yivl_core.errors import ConfigurationError, DatasetError, OutputError
+from yivl_core.data.reading import InputRow, read_inputs
+from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.inference.configuration import (
-    DecodingSettings,
-    EngineSettings,
     InferenceConfig,
     InferenceSummary,
     find_input,
@@ -31,16 +27,14 @@ from yivl_core.inference.loading import load_engine, plan_engine, require_engine
 from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing, start_early
 from yivl_core.inference.requests import Completion, Request
+from yivl_core.inference.run_record import WorkDone, dtype_name, find_fingerprint, summarise
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.inference.splitting import SplitPlan, first_gpu, plan_split, require_split
-from yivl_core.model.adapters import check_base
 from yivl_core.model.devices import resolve_device, resolve_dtype
-from yivl_core.model.files import CheckpointFiles, adapter_digest, open_checkpoint
-from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
-from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions, record_columns
-from yivl_core.outputs.shards import PLAN_NAME, Shard, ShardPlan, missing_shards, plan_shards, publish_shard, shards_to_do
+from yivl_core.model.files import CheckpointFiles, open_checkpoint
+from yivl_core.outputs.predictions import Prediction, record_columns
+from yivl_core.outputs.shards import PLAN_NAME, Shard, ShardPlan, plan_shards, publish_shard, shards_to_do
 from yivl_core.processing.processor import ModelInputs, Processor
-from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import exists, join
 
@@ -71,7 +65,7 @@ def infer_shards(
     else:
         require_engine(config, config.adapter, device, dtype)
     sizes = _plan_sizes(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
-    fingerprint = _fingerprint(config, base, source, device, dtype, sizes)
+    fingerprint = find_fingerprint(config, base, source, device, dtype, sizes)
     plan = plan_shards(
         config.output,
         read_rows=lambda: read_inputs(source),
@@ -90,14 +84,16 @@ def infer_shards(
         worker = _Worker(config, base, sizes, plan, num_records, store, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe(read_inputs(source))
-    elif config.verify_invariance:
+    elif config.verify_invariance and shard_indices is None:
         message = "no shard is left to be done, so verify_invariance has tried nothing"
         on_progress(Progress(stage="infer", done=0, total=0, unit="record", message=message))
     loaded = time.perf_counter()
     if worker:
         worker.run(shards, read_inputs(source))
     ended = time.perf_counter()
-    return _summarise(config, plan, fingerprint, worker, runtime_s=ended - started, inference_s=ended - loaded)
+    return summarise(
+        config, plan, fingerprint, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded
+    )
 
 
 class _Worker:
@@ -118,18 +114,16 @@ class _Worker:
         self._config, self._plan, self._on_progress = config, plan, on_progress
         self._num_records = num_records
         self._started = time.perf_counter()
-        self.num_by_finish_reason = Counter[str]()
-        self.num_tokens = 0
+        self.done = WorkDone()
         self._device, self._dtype = device, dtype
-        self._report(f"loading {base.folder.name} on {device} in {_name(dtype)}")
+        self._report(f"loading {base.folder.name} on {device} in {dtype_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
         self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
-        self._engine, self.sizes = load_engine(
+        self._engine, self.done.sizes = load_engine(
             config, base, self._processor, sizes, adapter=config.adapter, device=device, dtype=dtype
         )
-        self._report(self.sizes)
+        self._report(self.done.sizes)
         self._params = SamplingParams.from_settings(config)
-        self.invariance: dict[str, int] | None = None
 
     def probe(self, rows: Iterable[InputRow]) -> None:
         """Answer the first records in several ways.
@@ -142,7 +136,7 @@ class _Worker:
         requests = [self._request(item.sample_id, item.inputs) for item in items if item.inputs is not None]
         with self._memory_explained():
             differing = find_variant(self._engine, requests)
-        self.invariance = {"num_records": len(items), "num_differing": len(differing)}
+        self.done.invariance = {"num_records": len(items), "num_differing": len(differing)}
         told = f"{len(differing)} of {len(items)} records came out differently alone, together and in reverse"
         self._report(told)
         if differing and self._config.batch_invariant:
@@ -216,17 +210,17 @@ class _Worker:
         )
 
     def _finish(self, item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
-        self.num_tokens += completion.num_tokens if completion else 0
-        self.num_by_finish_reason[completion.finish_reason if completion else "error"] += 1
+        self.done.num_tokens += completion.num_tokens if completion else 0
+        self.done.num_by_finish_reason[completion.finish_reason if completion else "error"] += 1
         self._report()
         return _prediction(item, completion, generate_s)
 
     def _report(self, message: str = "") -> None:
         figures = {}
-        if done := self.num_by_finish_reason.total():
+        if done := self.done.num_by_finish_reason.total():
             seconds = time.perf_counter() - self._started
-            figures = {"records_per_s": done / seconds, "tokens_per_s": self.num_tokens / seconds}
-            figures["failed"] = self.num_by_finish_reason["error"]
+            figures = {"records_per_s": done / seconds, "tokens_per_s": self.done.num_tokens / seconds}
+            figures["failed"] = self.done.num_by_finish_reason["error"]
         self._on_progress(
             Progress(stage="infer", done=done, total=self._num_records, unit="record", figures=figures, message=message)
         )
@@ -236,7 +230,7 @@ def _answered(item: PreparedRow, completion: Completion | None, dtype: torch.dty
     """A row that should have an answer; it becomes an error where it has none."""
     if completion is not None:
         return item
-    error = f"the model's logits are no finite numbers in {_name(dtype)}; use --dtype bfloat16 or float32"
+    error = f"the model's logits are no finite numbers in {dtype_name(dtype)}; use --dtype bfloat16 or float32"
     return replace(item, inputs=None, error_kind="not_finite", error=error)
 
 
@@ -274,33 +268,6 @@ def _needs_sizes_first(config: InferenceConfig, shard_indices: Sequence[int] | N
     return config.batch_invariant or (is_to_work and not exists(join(config.output, PLAN_NAME)))
 
 
-def _fingerprint(
-    config: InferenceConfig,
-    base: CheckpointFiles,
-    source: InputSource,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: MemoryPlan | SplitPlan | None,
-) -> dict[str, Any]:
-    """What decides the rows; workers and shard order do not, nor does the size of a batch unless all steps have one size."""
-    base_digest = base.digest()
-    if config.adapter:
-        check_base(Path(config.adapter), base, base_digest)
-    return {
-        "data": {"digest": input_digest(source)},
-        "model": {"digest": base_digest},
-        "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
-        "prompt": {"version": PROMPT_VERSION},
-        "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
-        "numerics": {
-            "dtype": _name(dtype),
-            "device": config.device if config.is_split else device.type,
-            **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
-            **(_step_sizes(sizes, device) if isinstance(sizes, MemoryPlan) and config.batch_invariant else {}),
-        },
-    }
-
-
 def _plan_sizes(
     config: InferenceConfig, base: CheckpointFiles, device: torch.device, dtype: torch.dtype
 ) -> MemoryPlan | SplitPlan:
@@ -309,96 +276,7 @@ def _plan_sizes(
     return plan_engine(config, base, config.adapter, device, dtype)
 
 
-def _step_sizes(sizes: MemoryPlan, device: torch.device) -> dict[str, int | str | None]:
-    """What moves the last bits of an invariant run: the sizes that its matrix products are filled up to, and the kind of GPU."""
-    settings = sizes.settings
-    return {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "batch_size": settings.num_rows,
-        "prefill_rows": settings.prefill_rows,
-        "prefill_tokens": settings.prefill_tokens,
-        "vision_images": settings.vision_images,
-    }
-
-
 def _wanted_shards(plan: ShardPlan, shard_indices: Sequence[int] | None) -> list[Shard]:
     if shard_indices is not None and (unknown := [index for index in shard_indices if not 0 <= index < len(plan.shards)]):
         raise ConfigurationError(f"shard {unknown[0]} is not in the plan; it has shards 0 to {len(plan.shards) - 1}")
     return list(shards_to_do(plan, shard_indices))
-
-
-def _is_told(content_digest: str, output: str) -> bool:
-    """Whether the manifest of a complete output is there.
-
-    Raises:
-        OutputError: it tells of other rows.
-    """
-    try:
-        manifest = read_manifest(join(output, MANIFEST_NAME))
-    except OutputError:  # damaged, so it is written again
-        return False
-    if manifest is None:
-        return False
-    if manifest.get("content_digest") != content_digest:
-        raise OutputError(
-            f"{output}: the rows are not those that {MANIFEST_NAME} tells of, so they were changed after they were written; "
-            "choose another folder, or remove this one to answer all records again"
-        )
-    return True
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _count_all(output: str) -> tuple[Counter[str], str]:
-    """How the rows of a complete output ended, and the digest of their content."""
-    reasons, digest = Counter[str](), ContentDigest()
-    for prediction in read_predictions(output):
-        reasons[prediction.finish_reason] += 1
-        digest.update(prediction)
-    return reasons, digest.hexdigest()
-
-
-def _summarise(
-    config: InferenceConfig,
-    plan: ShardPlan,
-    fingerprint: dict[str, Any],
-    worker: _Worker | None,
-    *,
-    runtime_s: float,
-    inference_s: float,
-) -> InferenceSummary:
-    """With the last part all rows are counted and the manifest is written; before that, the rows of this call are told."""
-    num_missing = len(missing_shards(plan))
-    reasons = worker.num_by_finish_reason if worker else Counter[str]()
-    content_digest = None
-    if not num_missing:
-        reasons, content_digest = _count_all(config.output)
-    if content_digest and (worker or not _is_told(content_digest, config.output)):
-        content = {
-            "command": "infer",
-            "code": code(),
-            "environment": environment(),
-            "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
-            "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
-            **fingerprint,
-            "invariance": worker.invariance if worker else None,
-            "content_digest": content_digest,
-            "result": dict(sorted(reasons.items())),
-        }
-        write_manifest(join(config.output, MANIFEST_NAME), content, {"ended": time.time(), "runtime_s": runtime_s})
-    return InferenceSummary(
-        output=config.output,
-        content_digest=content_digest,
-        num_records=reasons.total(),
-        num_failed=reasons["error"],
-        num_by_finish_reason=dict(sorted(reasons.items())),
-        num_shards=len(plan.shards),
-        num_shards_done=len(plan.shards) - num_missing,
-        runtime_s=runtime_s,
-        records_per_s=worker.num_by_finish_reason.total() / inference_s if worker else 0.0,
-        completion_tokens=worker.num_tokens if worker else 0,
-        sizes=worker.sizes if worker else "",
-        invariance=worker.invariance if worker else None,
-    )

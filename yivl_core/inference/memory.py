@@ -35,7 +35,7 @@ _ROUNDING_BYTES = 400_000_000
 # Where steps are not recorded the allocator keeps blocks of the tower and of the decoder apart.
 PLAIN_ALLOCATOR_FACTOR = 1.3
 # Where layers are joined, most of the second half of their adapters is nought: 1.6 and 1.7 times the values for Yi-VL-6B's
-# queries, keys and values and for its gates. PEFT's own copy in float32 is no larger in 16 bits, and gives way to it.
+# queries, keys and values and for its gates. PEFT's own copy, in float32, is no larger than that, and gives way to it.
 _ADAPTER_FACTOR = 2
 # Of the free memory, what is left to others and to the allocator's rounding.
 SHARE_OF_FREE = 0.95

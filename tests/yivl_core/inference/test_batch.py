@@ -755,6 +755,9 @@ def test_where_nothing_is_left_the_probe_says_that_it_tried_nothing(infer: Infer
     told: list[str] = []
     assert infer(resume=True, verify_invariance=3, on_progress=lambda progress: told.append(progress.message)).invariance is None
     assert "no shard is left to be done, so verify_invariance has tried nothing" in told
+    told.clear()
+    infer(output="planned", shard_indices=(), verify_invariance=3, on_progress=lambda progress: told.append(progress.message))
+    assert not any("verify_invariance" in message for message in told), "who only plans has tried nothing either way"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""What decides a run of batch inference, and what is told of it: its fingerprint, its summary and its manifest."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yivl_core.data.reading import InputSource, input_digest
+from yivl_core.errors import OutputError
+from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
+from yivl_core.inference.memory import MemoryPlan
+from yivl_core.inference.splitting import SplitPlan
+from yivl_core.model.adapters import check_base
+from yivl_core.model.files import CheckpointFiles, adapter_digest
+from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
+from yivl_core.outputs.predictions import ContentDigest, read_predictions
+from yivl_core.outputs.shards import ShardPlan, missing_shards
+from yivl_core.processing.prompt import PROMPT_VERSION
+from yivl_core.storage import join
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkDone:
+    """What one call has done.
+
+    Attributes:
+        sizes: what the engine chose, in words; empty before.
+        num_by_finish_reason: how its rows ended.
+        num_tokens: of their answers.
+        invariance: what the probe found; None where there was none.
+    """
+
+    sizes: str = ""
+    num_by_finish_reason: Counter[str] = field(default_factory=Counter)
+    num_tokens: int = 0
+    invariance: dict[str, int] | None = None
+
+
+def find_fingerprint(
+    config: InferenceConfig,
+    base: CheckpointFiles,
+    source: InputSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: MemoryPlan | SplitPlan | None,
+) -> dict[str, Any]:
+    """What decides the rows; workers and shard order do not, nor does the size of a batch unless all steps have one size.
+
+    Args:
+        config: of the run.
+        base: the checkpoint.
+        source: the input.
+        device: where it runs.
+        dtype: of weights and arithmetic.
+        sizes: of the engine; needed where the run is invariant.
+
+    Raises:
+        CheckpointError: the adapter is broken, or not of this base.
+        ConfigurationError, DatasetError: the input cannot be read.
+    """
+    base_digest = base.digest()
+    if config.adapter:
+        check_base(Path(config.adapter), base, base_digest)
+    return {
+        "data": {"digest": input_digest(source)},
+        "model": {"digest": base_digest},
+        "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
+        "prompt": {"version": PROMPT_VERSION},
+        "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
+        "numerics": {
+            "dtype": dtype_name(dtype),
+            "device": config.device if config.is_split else device.type,
+            **config.model_dump(include={"batch_invariant", "attention", "quantization"}),
+            **(_step_sizes(sizes, device) if isinstance(sizes, MemoryPlan) and config.batch_invariant else {}),
+        },
+    }
+
+
+def _step_sizes(sizes: MemoryPlan, device: torch.device) -> dict[str, int | str | None]:
+    """What moves the last bits of an invariant run: the sizes that its matrix products are filled up to, and the kind of GPU."""
+    settings = sizes.settings
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "batch_size": settings.num_rows,
+        "prefill_rows": settings.prefill_rows,
+        "prefill_tokens": settings.prefill_tokens,
+        "vision_images": settings.vision_images,
+    }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As users write it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _count_all(output: str) -> tuple[Counter[str], str]:
+    """How the rows of a complete output ended, and the digest of their content."""
+    reasons, digest = Counter[str](), ContentDigest()
+    for prediction in read_predictions(output):
+        reasons[prediction.finish_reason] += 1
+        digest.update(prediction)
+    return reasons, digest.hexdigest()
+
+
+def summarise(
+    config: InferenceConfig,
+    plan: ShardPlan,
+    fingerprint: dict[str, Any],
+    done: WorkDone | None,
+    *,
+    runtime_s: float,
+    inference_s: float,
+) -> InferenceSummary:
+    """With the last part all rows are counted and the manifest is written; before that, the rows of this call are told.
+
+    Args:
+        config: of the run.
+        plan: of its shards.
+        fingerprint: what decides its rows.
+        done: by this call; None: nothing.
+        runtime_s: of this call.
+        inference_s: of it, without loading.
+
+    Raises:
+        OutputError: the rows are not those that the manifest tells of.
+        StorageError: the manifest cannot be written.
+    """
+    num_missing = len(missing_shards(plan))
+    reasons = done.num_by_finish_reason if done else Counter[str]()
+    content_digest = None
+    if not num_missing:
+        reasons, content_digest = _count_all(config.output)
+    if content_digest and (done or not _is_told(content_digest, config.output)):
+        content = {
+            "command": "infer",
+            "code": code(),
+            "environment": environment(),
+            "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
+            "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
+            **fingerprint,
+            "invariance": done.invariance if done else None,
+            "content_digest": content_digest,
+            "result": dict(sorted(reasons.items())),
+        }
+        write_manifest(join(config.output, MANIFEST_NAME), content, {"ended": time.time(), "runtime_s": runtime_s})
+    return InferenceSummary(
+        output=config.output,
+        content_digest=content_digest,
+        num_records=reasons.total(),
+        num_failed=reasons["error"],
+        num_by_finish_reason=dict(sorted(reasons.items())),
+        num_shards=len(plan.shards),
+        num_shards_done=len(plan.shards) - num_missing,
+        runtime_s=runtime_s,
+        records_per_s=done.num_by_finish_reason.total() / inference_s if done else 0.0,
+        completion_tokens=done.num_tokens if done else 0,
+        sizes=done.sizes if done else "",
+        invariance=done.invariance if done else None,
+    )
+
+
+def _is_told(content_digest: str, output: str) -> bool:
+    """Whether the manifest of a complete output is there.
+
+    Raises:
+        OutputError: it tells of other rows.
+    """
+    try:
+        manifest = read_manifest(join(output, MANIFEST_NAME))
+    except OutputError:  # damaged, so it is written again
+        return False
+    if manifest is None:
+        return False
+    if manifest.get("content_digest") != content_digest:
+        raise OutputError(
+            f"{output}: the rows are not those that {MANIFEST_NAME} tells of, so they were changed after they were written; "
+            "choose another folder, or remove this one to answer all records again"
+        )
+    return True
