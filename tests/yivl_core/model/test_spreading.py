@@ -91,7 +91,7 @@ def test_a_model_that_one_gpu_has_room_for_stays_there() -> None:
 def test_places_are_within_memory_or_there_are_none() -> None:
     met = Counter[str]()
 
-    @settings(max_examples=80)
+    @settings(max_examples=150)
     @given(
         gpu_shares=st.lists(st.floats(0, 1.2), min_size=1, max_size=3),
         cpu_share=st.floats(0, 1.2),
@@ -127,12 +127,16 @@ def test_a_parameter_is_at_home_where_its_part_is() -> None:
 
 
 def test_weights_in_cpu_memory_are_in_the_model_only_while_they_are_used(
-    tight_places: Callable[[YiVLConfig], Places], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    tight_places: Callable[[YiVLConfig], Places],
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """With the CPU in the place of the GPU: what stands in CPU memory is taken out of the model and brought back all the same."""
     plain = load_model(tiny_checkpoint)
     places = {part: None if device is None else CPU for part, device in tight_places(plain.config).items()}
     model = spread(load_model(tiny_checkpoint, device=partial(home, places)), places)
+    assert not any("meta device" in message for message in caplog.messages), "users have been told in better words"
     kept = {part for part, device in places.items() if device is None}
     layer_names = sorted(part for part in kept if part in LAYERS)
 
