@@ -72,11 +72,13 @@ def _describe_merge(summary: MergeSummary) -> str:
 
 def _describe_inference(summary: InferenceSummary) -> str:
     reasons = ", ".join(f"{number} by {reason}" for reason, number in sorted(summary.num_by_finish_reason.items()))
+    kinds = "".join(f"\n  {number:6} {kind}" for kind, number in sorted(summary.num_by_error_kind.items()))
     sizes = f"\n{summary.sizes}" if summary.sizes else ""
+    sheet = f"\nsheet       {summary.contact_sheet}" if summary.contact_sheet else ""
     return (
-        f"{summary.num_records} records in {summary.num_shards_done} of {summary.num_shards} parts: ended {reasons}\n"
+        f"{summary.num_records} records in {summary.num_shards_done} of {summary.num_shards} parts: ended {reasons}{kinds}\n"
         f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s{sizes}\n"
-        f"predictions {summary.output}"
+        f"predictions {summary.output}{sheet}"
     )
 
 
@@ -148,7 +150,7 @@ COMMANDS = {
         flow="flows.infer:infer",
         config=InferConfig,
         describe=_describe_inference,
-        example='yivl infer --model models/first --images scans/ --prompt "Transcribe the text." --output predictions/scans',
+        example="yivl infer --model models/first --images scans/ --task ocr --output predictions/scans --contact-sheet 100",
     ),
     "evaluate": Command(
         help="compare predictions with their references",

@@ -46,14 +46,29 @@ class InferConfig(InferenceConfig, Deadline):
 
     where: Literal["here", "workers"] = Field(
         default="here",
-        description="here: one process does all shards; workers: one run of the infer-shard deployment for each missing shard",
+        description="here: one process does all shards; workers: runs of the infer-shard deployment do the missing ones",
     )
+    shards_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="shards that one run on a worker does with the model loaded once; default: 1 where there are few, up to 8",
+    )
+
+    @model_validator(mode="after")
+    def _is_shared_in_one_way(self) -> "InferConfig":
+        if self.where == "workers" and self.shard:
+            raise ValueError("`shard` shares the work by hand, and `where` workers by Prefect; give one of them")
+        if self.where == "here" and self.shards_per_run:
+            raise ValueError("`shards_per_run` is for runs on workers; give `where` workers, or leave it out")
+        return self
 
 
 class InferShardConfig(InferenceConfig, Deadline):
     """Parameters of `infer-shard`, which a worker runs."""
 
-    shard_index: int = Field(ge=0, description="which shard of the plan in the output folder, counted from 0")
+    shard_indices: tuple[int, ...] = Field(
+        min_length=1, description="which shards of the plan in the output folder, counted from 0"
+    )
 
 
 class RetrainConfig(Deadline):

@@ -1,4 +1,4 @@
-"""Records with images -> predictions: in one process (`infer`), or shard by shard on the workers (`infer-shard`)."""
+"""Records with images -> predictions: in one process (`infer`), or some shards a run on the workers (`infer-shard`)."""
 
 import time
 from uuid import UUID
@@ -22,6 +22,8 @@ from yivl_core.settings import narrow
 SHARD_DEPLOYMENT = "infer-shard/infer-shard"
 POLL_S = 3.0
 RUNS_PER_REQUEST = 200
+_MOST_SHARDS_PER_RUN = 8
+_FEWEST_RUNS = 16
 
 
 @flow(name="infer")
@@ -29,19 +31,19 @@ def infer(config: InferConfig) -> InferenceSummary:
     """Answer every record; one row for each in the predictions, failures included."""
     settings = narrow(config, InferenceConfig)
     if config.where == "workers":
-        _infer_on_workers(settings, config.deadline_s)
-        settings = narrow(settings, InferenceConfig, resume=True)  # nothing is left to do but to count
-    return inference.infer(settings, deadline_s=config.deadline_s)
+        _infer_on_workers(settings, config.shards_per_run, config.deadline_s)
+        settings = narrow(settings, InferenceConfig, resume=True, as_planned=True)  # nothing is left to do but to count
+    return inference.infer(settings, config.deadline_s)
 
 
 @flow(name="infer-shard")
 def infer_shard(config: InferShardConfig) -> InferenceSummary:
-    """Answer the records of one shard; what `infer` gives to a worker."""
-    return inference.infer_shard(narrow(config, InferenceConfig), config.shard_index, config.deadline_s)
+    """Answer the records of some shards; what `infer` gives to a worker."""
+    return inference.infer_shards(narrow(config, InferenceConfig), config.shard_indices, config.deadline_s)
 
 
-def _infer_on_workers(settings: InferenceConfig, deadline_s: float | None) -> None:
-    """Start one deployment run for each missing shard and wait until all have ended.
+def _infer_on_workers(settings: InferenceConfig, shards_per_run: int | None, deadline_s: float | None) -> None:
+    """Start deployment runs for the missing shards and wait until all have ended.
 
     Raises:
         ConfigurationError: the server has no such deployment.
@@ -51,7 +53,7 @@ def _infer_on_workers(settings: InferenceConfig, deadline_s: float | None) -> No
     with get_client(sync_client=True) as client:
         run_ids: list[UUID] = []
         try:
-            run_ids.extend(_start(settings, shard_index, deadline_s) for shard_index in shard_indices)
+            run_ids.extend(_start(settings, group, deadline_s) for group in _groups(shard_indices, shards_per_run))
             _wait(client, run_ids)
         except BaseException:
             _cancel(client, run_ids)
@@ -64,15 +66,22 @@ def _infer_on_workers(settings: InferenceConfig, deadline_s: float | None) -> No
         )
 
 
-def _start(settings: InferenceConfig, shard_index: int, deadline_s: float | None) -> UUID:
+def _groups(shard_indices: list[int], shards_per_run: int | None) -> list[tuple[int, ...]]:
+    """Which shards go to one run: each run starts a process and loads the model, and the last ones should end together."""
+    size = shards_per_run or max(1, min(_MOST_SHARDS_PER_RUN, len(shard_indices) // _FEWEST_RUNS))
+    return [tuple(shard_indices[start : start + size]) for start in range(0, len(shard_indices), size)]
+
+
+def _start(settings: InferenceConfig, shard_indices: tuple[int, ...], deadline_s: float | None) -> UUID:
     """One run on a worker, by its id. The key lets a request that is sent twice count once, and a later attempt be a new run."""
-    config = narrow(settings, InferShardConfig, shard_index=shard_index, deadline_s=deadline_s, resume=True)
+    first, last = shard_indices[0], shard_indices[-1]
+    config = narrow(settings, InferShardConfig, shard_indices=shard_indices, deadline_s=deadline_s, resume=True)
     try:
         run = run_deployment(
             SHARD_DEPLOYMENT,
             parameters={"config": config.model_dump(mode="json")},
-            idempotency_key=f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{shard_index}",
-            flow_run_name=f"shard-{shard_index:05d}",
+            idempotency_key=f"{runtime.flow_run.id}-{runtime.flow_run.run_count}-{first}-{last}",
+            flow_run_name=f"shard-{first:05d}" if first == last else f"shards-{first:05d}-{last:05d}",
             timeout=0,
         )
     except ObjectNotFound as error:
@@ -91,7 +100,7 @@ def _wait(client: SyncPrefectClient, run_ids: list[UUID]) -> None:
         if num_done >= 0:
             time.sleep(POLL_S)
         num_done = len(run_ids) - len(_unfinished(client, run_ids))
-        relay(Progress(stage="shards", done=num_done, total=len(run_ids), unit="shard"))
+        relay(Progress(stage="shards", done=num_done, total=len(run_ids), unit="run"))
 
 
 def _cancel(client: SyncPrefectClient, run_ids: list[UUID]) -> None:

@@ -28,7 +28,7 @@ from flows.configuration import RetrainConfig, RetrainSummary
 from flows.validate import validate_to_go_on
 from tasks.caching import content_key
 from tasks.evaluation import compare, evaluate
-from tasks.inference import infer, inference_key
+from tasks.inference import infer_once, inference_key
 from tasks.merging import merge, merge_key
 from tasks.training import train, training_key
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
@@ -142,7 +142,7 @@ def _infer(config: RetrainConfig, model: str, records: str, data: str) -> Infere
         resume=True,
     )
     output = _folder(config, "predictions", inference_key(settings, data))
-    return _run(lambda: infer(settings.model_copy(update={"output": output}), data, config.deadline_s), output)
+    return _run(lambda: infer_once(settings.model_copy(update={"output": output}), data, config.deadline_s), output)
 
 
 def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> EvaluationSummary:

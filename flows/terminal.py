@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from tasks.progress import count, describe, figures
+from tasks.progress import count, describe, figures, remaining
 from yivl_core.progress import Progress
 
 LINE_EVERY_S = 10.0
@@ -69,7 +69,7 @@ class Terminal:
                 bars.stop_task(self._bar)
             self._bar = bars.add_task(progress.stage, count="", figures="")
         bars.update(self._bar, total=progress.total, completed=progress.done, count=count(progress))
-        if said := figures(progress) or progress.message:
+        if said := ", ".join(filter(None, [figures(progress), remaining(progress)])) or progress.message:
             bars.update(self._bar, figures=said)
         self._last = progress
 

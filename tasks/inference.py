@@ -2,14 +2,14 @@
 
 from itertools import islice
 
-from prefect import task
+from prefect import runtime, task
 from prefect.artifacts import create_table_artifact
 
 from tasks.artifacts import prediction_rows
 from tasks.caching import CACHED_TASK, CORE_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
-from yivl_core.data.reading import InputSource, input_digest
+from yivl_core.data.inputs import InputSource, input_digest
 from yivl_core.doors import ShardedInferenceConfig
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary, find_input
 from yivl_core.model.files import adapter_digest, checkpoint_digest
@@ -20,6 +20,7 @@ from yivl_core.settings import narrow
 from yivl_core.storage import join
 
 NUM_SAMPLE_PREDICTIONS = 20
+_NOT_CONTENT = frozenset({"model", "adapter", "output", "resume", "as_planned", "shard", "max_failures", "contact_sheet"})
 
 
 def inference_key(config: InferenceConfig, data: str | None = None) -> str:
@@ -32,7 +33,7 @@ def inference_key(config: InferenceConfig, data: str | None = None) -> str:
     Raises:
         CheckpointError, DatasetError: a folder or file is not what it should be.
     """
-    names = set(InferenceConfig.model_fields) - set(InputSource.model_fields) - {"model", "adapter", "output", "resume"}
+    names = set(InferenceConfig.model_fields) - set(InputSource.model_fields) - _NOT_CONTENT
     return content_key(
         settings=config.model_dump(include=names),
         model=checkpoint_digest(config.model),
@@ -41,7 +42,7 @@ def inference_key(config: InferenceConfig, data: str | None = None) -> str:
     )
 
 
-def infer(config: InferenceConfig, data: str | None = None, deadline_s: float | None = None) -> InferenceSummary:
+def infer_once(config: InferenceConfig, data: str | None = None, deadline_s: float | None = None) -> InferenceSummary:
     """Infer all missing shards, unless `config.resume` allows to take the predictions that are there for the same content.
 
     Args:
@@ -49,24 +50,41 @@ def infer(config: InferenceConfig, data: str | None = None, deadline_s: float | 
         data: see `inference_key`.
         deadline_s: after which it is stopped; None: no limit.
     """
-    run = _infer if config.resume else _infer.with_options(refresh_cache=True)
+    run = _infer_cached if config.resume else _infer_cached.with_options(refresh_cache=True)
     key = inference_key(config, data)
     summary = run_cached(run, config, key=key, output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
     show_samples(summary.output)
     return summary
 
 
+@task(name="infer", **CORE_TASK)
+def infer(config: InferenceConfig, deadline_s: float | None = None) -> InferenceSummary:
+    """Infer all missing shards. Not cached: the published parts are the marks of what is done, and a key would need a look at the
+    whole input, which may be a million files.
+    """
+    summary = _infer_all(config, deadline_s)
+    if summary.num_shards_done == summary.num_shards:
+        show_samples(summary.output)
+    return summary
+
+
 @task(name="infer", **CACHED_TASK)
-def _infer(config: InferenceConfig, deadline_s: float | None, cache_key: str) -> InferenceSummary:
-    settings = narrow(config, ShardedInferenceConfig)
+def _infer_cached(config: InferenceConfig, deadline_s: float | None, cache_key: str) -> InferenceSummary:
+    return _infer_all(config, deadline_s)
+
+
+def _infer_all(config: InferenceConfig, deadline_s: float | None) -> InferenceSummary:
+    is_retry = runtime.task_run.run_count > 1  # which goes on with what the first attempt published
+    settings = narrow(config, ShardedInferenceConfig, resume=config.resume or is_retry)
     summary: InferenceSummary = run_in_child("infer", settings, ProgressRelay("infer"), deadline_s)
     return summary
 
 
 @task(name="infer-shard", **CORE_TASK)
-def infer_shard(config: InferenceConfig, shard_index: int, deadline_s: float | None = None) -> InferenceSummary:
-    """Infer one shard of the plan in the output folder. Not cached: the published part is the mark that it is done."""
-    settings = narrow(config, ShardedInferenceConfig, shard_indices=(shard_index,), resume=True)
+def infer_shards(config: InferenceConfig, shard_indices: tuple[int, ...], deadline_s: float | None = None) -> InferenceSummary:
+    """Infer some shards of the plan in the output folder. Not cached: a published part is the mark that it is done."""
+    changes = {"shard_indices": shard_indices, "resume": True, "as_planned": True, "shard": None, "contact_sheet": None}
+    settings = narrow(config, ShardedInferenceConfig, **changes)
     summary: InferenceSummary = run_in_child("infer", settings, ProgressRelay("infer-shard"), deadline_s)
     return summary
 
@@ -80,7 +98,7 @@ def plan_shards(config: InferenceConfig) -> list[int]:
 
 def missing(output: str) -> list[int]:
     """The shards of the plan in an output folder that are not published, or damaged."""
-    return [shard.index for shard in shards_to_do(read_plan(output))]
+    return [shard.index for shard in shards_to_do(read_plan(output))[0]]
 
 
 def show_samples(output: str) -> None:

@@ -21,7 +21,8 @@ def watching(on_progress: OnProgress) -> Iterator[None]:
 
 def describe(progress: Progress) -> str:
     """One line for a log: `train: 40/120 steps, loss 0.531, samples_per_s 3.1`."""
-    return ", ".join(filter(None, [f"{progress.stage}: {count(progress)}", figures(progress), progress.message]))
+    parts = [f"{progress.stage}: {count(progress)}", figures(progress), remaining(progress), progress.message]
+    return ", ".join(filter(None, parts))
 
 
 def count(progress: Progress) -> str:
@@ -31,5 +32,17 @@ def count(progress: Progress) -> str:
 
 
 def figures(progress: Progress) -> str:
-    """The figures in four digits: `loss 0.531, samples_per_s 3.1`."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in progress.figures.items())
+    """The figures in four digits, whole numbers in full: `loss 0.531, samples_per_s 3.1`."""
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in progress.figures.items()
+    )
+
+
+def remaining(progress: Progress) -> str:
+    """How long it will take: `12 min left`; empty where nobody knows, or when all is done."""
+    if not progress.remaining_s:
+        return ""
+    for seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if progress.remaining_s >= 1.5 * seconds:
+            return f"{progress.remaining_s / seconds:.2g} {unit} left"
+    return f"{progress.remaining_s:.0f} s left"

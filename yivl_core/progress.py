@@ -14,6 +14,7 @@ class Progress:
         total: units in all, or None where that is not known.
         unit: what is counted (`step`, `record`, `tensor`).
         figures: the latest figures by name (`loss`, `images_per_s`).
+        remaining_s: seconds that the rest will take at the pace so far; None where that is not known.
         message: one line for a person, where figures do not say it.
     """
 
@@ -22,6 +23,7 @@ class Progress:
     total: int | None
     unit: str
     figures: dict[str, float] = field(default_factory=dict)
+    remaining_s: float | None = None
     message: str = ""
 
 

@@ -46,6 +46,20 @@ def join(url: str, *parts: str) -> str:
     return (url if url.endswith("/") else url + "/") + "/".join(parts)
 
 
+def parent(url: str) -> str:
+    """The folder that a file is in."""
+    if is_local(url):
+        return str(Path(url).parent)
+    return url.rpartition("/")[0]
+
+
+def is_file(url: str) -> bool:
+    """Whether a file, not a folder, is there."""
+    with storage_errors(url):
+        filesystem, path = _filesystem(url)
+        return bool(filesystem.isfile(path))
+
+
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     with storage_errors(url):

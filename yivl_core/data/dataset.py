@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,15 @@ def write_records(path: Path, records: Iterable[ValidatedRecord]) -> None:
             file.write(record_line(validated))
 
 
-def read_records(path: Path) -> Iterator[ValidatedRecord]:
-    """The records of a file that `write_records` or a validation wrote.
+def read_records(path: Path, first: int = 0) -> Iterator[ValidatedRecord]:
+    """The records of a file that `write_records` or a validation wrote, from a number on; those before it are not parsed.
 
     Raises:
         DatasetError: a line is none of these.
         StorageError: the file cannot be read.
     """
     with open_binary(str(path)) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in islice(enumerate(file, 1), first, None):
             validated = parse_line(line.decode(errors="replace"))
             if validated is None:
                 raise DatasetError(f"{path}:{number}: this line was changed after validation; run `yivl validate` again")

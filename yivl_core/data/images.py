@@ -1,15 +1,19 @@
 """Image addresses -> pixels: what may be opened, what it has to be, and how it is read.
 
-Addresses of local files only; other kinds of addresses are refused. A path may not leave its root, which is checked on the
-resolved path before anything is opened. `ImageStore` is the place where fetching and a cache belong.
+An address is relative to its root: a folder of this machine, or one on an object store (an fsspec URL) that the user has named
+himself; other URLs are refused. A path may not leave its root, which on this machine is checked on the resolved path before
+anything is opened. `ImageStore` is the place where fetching and a cache belong.
 """
 
+import errno
 import hashlib
 import io
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from PIL import Image
 from yivl_core.data.decoding import DecodedImage, ImageError, decode_image
 from yivl_core.data.findings import shown
 from yivl_core.errors import StorageError
-from yivl_core.storage import describe_os_error
+from yivl_core.storage import FileTooLargeError, StoredFile, describe_os_error, file_state, join, read_limited
 
 __all__ = ["DecodedImage", "ImageError", "ImageInfo", "ImageReference", "ImageStore", "LoadedImage", "decode_image"]
 
@@ -49,6 +53,9 @@ EXTENSIONS: dict[str, str | None] = {
     ".psd": None,
 }
 
+Folder = Path | str  # of this machine, or an fsspec URL
+Content = io.BytesIO | io.BufferedReader
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/|data:[^,]*,", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
 _MIN_SIDE_PX = 8  # below, nobody could read or describe it
@@ -63,14 +70,23 @@ class ImageReference:
     Attributes:
         uri: its address as the user wrote it.
         address: its address as it is looked up: relative to `root`, or absolute and below it.
-        root: folder that it may not leave.
+        root: folder that it may not leave: a path of this machine, or an fsspec URL.
         sha256: content (hex) that it must have, as an earlier validation saw it; None: any.
+        listed: what a listing of the folder has told of it; None: nobody has looked.
+        data: its bytes, where the input holds them or they have been fetched.
     """
 
     uri: str
     address: str
-    root: Path
+    root: Folder
     sha256: str | None = None
+    listed: StoredFile | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its bytes have to come from an object store."""
+        return self.data is None and isinstance(self.root, str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +121,7 @@ class ImageInfo:
         """The image where it was found, whatever folder that is: its content has to be what validation saw."""
         return ImageReference(uri=self.uri, address=self.path, root=_folder(os.path.dirname(self.path)), sha256=self.sha256)  # noqa: PTH120
 
-    def reference_under(self, root: Path) -> ImageReference:
+    def reference_under(self, root: Folder) -> ImageReference:
         """The same image below another root, for files that were moved."""
         return ImageReference(uri=self.uri, address=self.uri, root=root, sha256=self.sha256)
 
@@ -137,14 +153,16 @@ class ImageStore:
 
     Args:
         max_pixels: most pixels (width x height) of an image; a larger one is refused before it is decoded.
+        max_bytes: most bytes of a file; a larger one is refused before it is read.
     """
 
-    def __init__(self, max_pixels: int = 64_000_000) -> None:
+    def __init__(self, max_pixels: int = 64_000_000, max_bytes: int = 1 << 29) -> None:
         self.max_pixels = max_pixels
+        self.max_bytes = max_bytes
         self._real_roots: dict[Path, str] = {}
 
     def resolve(self, image: ImageReference) -> Path:
-        """The file of an image, which is there, is a plain file, and lies under the root; nothing is opened.
+        """The file of an image of this machine, which is there, is a plain file, and lies under the root; nothing is opened.
 
         Raises:
             ImageError: of kind `image_missing`, `path_escape`, `url_not_allowed`, `control_char`, `bad_unicode`, `not_a_file` or
@@ -152,54 +170,93 @@ class ImageStore:
         """
         return Path(self._real_path(image))
 
-    def _real_path(self, image: ImageReference) -> str:
-        """As `resolve`, for each image of a training: a `Path` is dearer than what is done with it."""
-        _refuse_address(image.address)
-        real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118
-        root = self._real_root(image.root)
-        if real_path != root and not real_path.startswith(root.rstrip("/") + "/"):
-            raise _escape(image.address, f"leads out of {root}")
-        if not _is_text(real_path):
-            raise ImageError("bad_unicode", f"the path {real_path!a} is not UTF-8", "rename the file or folder")
+    def find(self, image: ImageReference) -> StoredFile:
+        """Size and state of an image's file, as a listing has told them or as they are now; nothing is read.
+
+        Raises:
+            ImageError: as `resolve`.
+            StorageError: the store failed.
+        """
+        if image.listed is not None:
+            return image.listed
+        if image.data is not None:
+            return StoredFile(image.address, len(image.data), hashlib.sha256(image.data).hexdigest(), None)
+        if not isinstance(image.root, Path):
+            with _missing_told(image):
+                return file_state(self._url(image))
+        path = self._real_path(image)
+        status = os.stat(path)  # noqa: PTH116
+        if not os.access(path, os.R_OK):
+            raise _denied(image, path)
+        return StoredFile(image.address, status.st_size, f"{status.st_size} {status.st_mtime_ns}", None)
+
+    def digest(self, image: ImageReference) -> str:
+        """sha256 (hex) of an image's bytes, decodable or not.
+
+        Raises:
+            ImageError: as `load`, where there are no bytes to be had.
+            StorageError: the disk or network failed.
+        """
+        if image.sha256 is not None:
+            return image.sha256
+        with self._opened(image) as (content, _):
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
+    def sample(self, image: ImageReference, num_bytes: int = 4096) -> bytes:
+        """The first and the last bytes of an image's file, which tell nearly all images apart.
+
+        Raises:
+            ImageError, StorageError: as `digest`.
+        """
+        if image.data is not None or not isinstance(image.root, Path):
+            with self._opened(image) as (content, _):
+                data = content.read()
+            return data[:num_bytes] + data[max(num_bytes, len(data) - num_bytes) :]
+        path = self._real_path(image)
         try:
-            status = os.stat(real_path)  # noqa: PTH116
-        except OSError as cause:  # not there, no folder on the way, symbolic links in a circle, name too long
-            is_denied = isinstance(cause, PermissionError)
-            reason = describe_os_error(cause, real_path) if is_denied else f"{cause.strerror}: {real_path}"
-            kind = "permission_denied" if is_denied else "image_missing"
-            raise ImageError(kind, f"image {shown(image.uri)} is not there ({reason})", _MISSING_REMEDY) from cause
-        if not stat.S_ISREG(status.st_mode):
-            message = f"image {shown(image.uri)} is a {_file_type(status.st_mode)}, not a file"
-            raise ImageError("not_a_file", message, "give the address of an image file")
-        if status.st_size == 0:
-            raise ImageError("empty", f"image {shown(image.uri)} has no content", "replace the file")
-        return real_path
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                head = os.pread(descriptor, num_bytes, 0)
+                size = os.fstat(descriptor).st_size
+                return head + os.pread(descriptor, num_bytes, max(len(head), size - num_bytes))
+            finally:
+                os.close(descriptor)
+        except PermissionError as cause:
+            raise _denied(image, path) from cause
+        except OSError as cause:
+            raise StorageError(describe_os_error(cause, path)) from cause
+
+    def fetch(self, image: ImageReference) -> ImageReference:
+        """An image of an object store with its bytes; one that cannot be had as it was: `load` will say why.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        if not image.is_remote:
+            return image
+        try:
+            return replace(image, data=self._read_remote(image))
+        except ImageError:
+            return image
 
     def load(self, image: ImageReference) -> LoadedImage:
         """The pixels of an image, decoded in full.
 
         Raises:
-            ImageError: as `resolve` and `decode_image`; also `permission_denied`, and `image_changed` if it is not the image
-                that an earlier validation saw.
+            ImageError: as `resolve` and `decode_image`; also `permission_denied`, `too_many_bytes`, and `image_changed` if it is
+                not the image that an earlier validation saw.
             StorageError: the disk or network failed.
         """
-        path = self._real_path(image)
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                content = _in_memory(file)
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-                num_bytes = content.seek(0, io.SEEK_END)
-                if image.sha256 not in (None, sha256):
-                    message = f"{path} is not the image that was validated: its sha256 is {sha256}, not {image.sha256}"
-                    raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
+        with self._opened(image) as (content, path):
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+            num_bytes = content.seek(0, io.SEEK_END)
+            if image.sha256 not in (None, sha256):
+                message = f"{path} is not the image that was validated: its sha256 is {sha256}, not {image.sha256}"
+                raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
+            try:
                 decoded = decode_image(content, self.max_pixels)
-        except PermissionError as cause:
-            message = f"image {shown(image.uri)} may not be read ({path})"
-            raise ImageError("permission_denied", message, "give this user the right to read it") from cause
-        except OSError as cause:
-            raise StorageError(describe_os_error(cause, path)) from cause
-        except ImageError as cause:
-            raise ImageError(cause.kind, f"image {shown(image.uri)}: {cause.message}", cause.remedy) from cause
+            except ImageError as cause:
+                raise ImageError(cause.kind, f"image {shown(image.uri)}: {cause.message}", cause.remedy) from cause
         info = ImageInfo(
             uri=image.uri,
             path=path,
@@ -210,6 +267,75 @@ class ImageStore:
             num_bytes=num_bytes,
         )
         return LoadedImage(info=info, image=decoded.image, warnings=_warnings(Path(image.address), decoded))
+
+    @contextmanager
+    def _opened(self, image: ImageReference) -> Iterator[tuple[Content, str]]:
+        """An image's bytes, for reading at any place, and where they are from."""
+        if image.data is not None:
+            self._refuse_size(image, len(image.data))
+            yield io.BytesIO(image.data), image.address
+            return
+        if not isinstance(image.root, Path):
+            yield io.BytesIO(self._read_remote(image)), self._url(image)
+            return
+        path = self._real_path(image)
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                self._refuse_size(image, os.fstat(file.fileno()).st_size)
+                yield _in_memory(file), path
+        except PermissionError as cause:
+            raise _denied(image, path) from cause
+        except OSError as cause:
+            raise StorageError(describe_os_error(cause, path)) from cause
+
+    def _read_remote(self, image: ImageReference) -> bytes:
+        try:
+            with _missing_told(image):
+                data = read_limited(self._url(image), self.max_bytes)
+        except FileTooLargeError as cause:
+            raise _too_large(image, self.max_bytes) from cause
+        if not data:
+            raise _empty(image)
+        return data
+
+    def _refuse_size(self, image: ImageReference, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
+            raise _too_large(image, self.max_bytes)
+        if not num_bytes:
+            raise _empty(image)
+
+    def _url(self, image: ImageReference) -> str:
+        assert isinstance(image.root, str)
+        address = _below(image.root, image.address)
+        _refuse_address(address)
+        if address.startswith("/"):
+            raise _escape(image.address, f"leads out of {image.root}")
+        return join(image.root, address)
+
+    def _real_path(self, image: ImageReference) -> str:
+        """As `resolve`, for each image of a training: a `Path` is dearer than what is done with it."""
+        _refuse_address(image.address)
+        assert isinstance(image.root, Path)
+        real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118
+        root = self._real_root(image.root)
+        if real_path != root and not real_path.startswith(root.rstrip("/") + "/"):
+            raise _escape(image.address, f"leads out of {root}")
+        if not _is_text(real_path):
+            raise ImageError("bad_unicode", f"the path {real_path!a} is not UTF-8", "rename the file or folder")
+        try:
+            status = os.stat(real_path)  # noqa: PTH116
+        except OSError as cause:  # not there, no folder on the way, symbolic links in a circle, name too long
+            _refuse_vanished_root(image, cause)
+            is_denied = isinstance(cause, PermissionError)
+            reason = describe_os_error(cause, real_path) if is_denied else f"{cause.strerror}: {real_path}"
+            kind = "permission_denied" if is_denied else "image_missing"
+            raise ImageError(kind, f"image {shown(image.uri)} is not there ({reason})", _MISSING_REMEDY) from cause
+        if not stat.S_ISREG(status.st_mode):
+            message = f"image {shown(image.uri)} is a {_file_type(status.st_mode)}, not a file"
+            raise ImageError("not_a_file", message, "give the address of an image file")
+        if status.st_size == 0:
+            raise _empty(image)
+        return real_path
 
     def _real_root(self, root: Path) -> str:
         """Where a root leads. Looked up once: a link that is turned later opens no other place, its images are refused."""
@@ -227,13 +353,64 @@ def _folder(path: str) -> Path:
     return Path(path)
 
 
-def _in_memory(file: io.BufferedReader) -> io.BytesIO | io.BufferedReader:
+def _in_memory(file: io.BufferedReader) -> Content:
     """The same file in memory, unless it is large."""
     data = file.read(_MAX_BYTES_IN_MEMORY)
     if len(data) < _MAX_BYTES_IN_MEMORY:
         return io.BytesIO(data)
     file.seek(0)
     return file
+
+
+@contextmanager
+def _missing_told(image: ImageReference) -> Iterator[None]:
+    """A file that an object store does not have is a property of the image; all else is the store's trouble."""
+    try:
+        yield
+    except StorageError as cause:
+        if getattr(cause.__cause__, "errno", None) != errno.ENOENT:
+            raise
+        raise ImageError("image_missing", f"image {shown(image.uri)} is not there ({cause})", _MISSING_REMEDY) from cause
+
+
+def _below(root: str, address: str) -> str:
+    """A URL below a root as its address relative to that; any other address as it is."""
+    start = root.rstrip("/") + "/"
+    return address.removeprefix(start) if "://" in address else address
+
+
+def _denied(image: ImageReference, path: str) -> ImageError:
+    message = f"image {shown(image.uri)} may not be read ({path})"
+    return ImageError("permission_denied", message, "give this user the right to read it")
+
+
+def _empty(image: ImageReference) -> ImageError:
+    return ImageError("empty", f"image {shown(image.uri)} has no content", "replace the file")
+
+
+def _too_large(image: ImageReference, max_bytes: int) -> ImageError:
+    message = f"image {shown(image.uri)} is larger than {max_bytes:,} bytes"
+    return ImageError("too_many_bytes", message, "give a smaller file")
+
+
+def _refuse_vanished_root(image: ImageReference, cause: OSError) -> None:
+    """A folder that is gone, with a disk that was taken away perhaps, is not a million missing images.
+
+    Raises:
+        StorageError: nothing is left of the folder in which the image was found before.
+    """
+    if image.listed is None or cause.errno != errno.ENOENT:
+        return
+    try:
+        with os.scandir(image.root) as entries:
+            is_there = next(entries, None) is not None
+    except OSError:
+        is_there = False
+    if not is_there:
+        message = (
+            f"{image.root}: the folder of images is gone, or empty, and was not when it was listed; bring it back and resume"
+        )
+        raise StorageError(message) from cause
 
 
 _MISSING_REMEDY = "correct the address, or name the folder that addresses are relative to as image root"

@@ -6,8 +6,9 @@ never beyond their limit, so memory does not depend on the file; a json list is 
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple, cast
 
 from yivl_core.data.findings import Finding, error, shown, warning
@@ -42,6 +43,7 @@ class RawRow(NamedTuple):  # which is made in half the time of a dataclass
         values: its values by field name, or None if there are none to be had.
         findings: what is wrong with it.
         num_bytes: how long its values are as they are written.
+        contents: the bytes of images that the file itself holds, by the address that stands for each in `values`.
     """
 
     line: int | None
@@ -50,6 +52,7 @@ class RawRow(NamedTuple):  # which is made in half the time of a dataclass
     values: dict[str, Any] | None = None
     findings: Sequence[Finding] = ()
     num_bytes: int = 0
+    contents: Mapping[str, bytes] = MappingProxyType({})
 
 
 def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
@@ -68,7 +71,7 @@ def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     readers = {".jsonl": _read_jsonl, ".json": _read_json_list, ".csv": _read_csv}
     reader = readers.get(PurePosixPath(url).suffix.lower())
     if reader is None:
-        raise ConfigurationError(f"{url}: a dataset file has to end in .jsonl, .json or .csv; rename or convert it")
+        raise ConfigurationError(f"{url}: a dataset file has to end in .jsonl, .json, .csv or .parquet; rename or convert it")
     return _rows(url, reader, max_line_bytes)
 
 

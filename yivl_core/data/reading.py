@@ -1,54 +1,33 @@
-"""Input of any form -> rows, each with its source and, where it is no record, what is wrong with it.
+"""Dataset files -> rows, each with its source and, where it is no record, what is wrong with it.
 
 ```
-jsonl, json list, csv --raw_rows--> named values --parsing--> Record + addresses --+
-validated-dataset folder ----------dataset----------------------------------------+--> InputRow
-folder or glob of images, with one prompt --image_folders--------------------------+
+jsonl, json list, csv --raw_rows-----+--> named values --parsing--> Record + addresses --> InputRow
+parquet ---------------parquet_rows--+
 ```
-Rows come one at a time, in the order of the input; none is left out but blank lines. Images are only named here, not opened.
+Rows come one at a time, in the order of the file; none is left out but blank lines. Images are only named here, not opened.
 """
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from yivl_core.data.configuration import Purpose
-from yivl_core.data.dataset import ValidatedDataset, is_validated_dataset
-from yivl_core.data.findings import Finding, Source, error, shown
-from yivl_core.data.image_folders import find_images
-from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
+from yivl_core.data.findings import Finding, Source
+from yivl_core.data.images import Folder, ImageInfo, ImageReference
+from yivl_core.data.parquet_rows import is_parquet, split_parquet_rows
 from yivl_core.data.parsing import parse_record
 from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
-from yivl_core.data.records import ImageCountError, Record, conversation
+from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
-from yivl_core.digests import digest_file, digest_json
-from yivl_core.errors import ConfigurationError, DatasetError
-from yivl_core.storage import is_local
+from yivl_core.errors import ConfigurationError
+from yivl_core.storage import exists, is_local, parent
 
-__all__ = ["InputRow", "InputSource", "Source", "input_digest", "read_inputs", "read_rows"]
+__all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
 
 DEFAULT_MAX_LINE_BYTES = 1_000_000
-
-
-class InputSource(BaseModel):
-    """Where records come from: a validated dataset, a file, or a folder of images with one prompt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str | None = Field(default=None, description="validated-dataset folder, or a jsonl, json or csv file")
-    image_root: str | None = Field(
-        default=None,
-        description="folder that image paths are relative to and may not leave; default: the dataset file's own folder, and for "
-        "a validated dataset the places where its images were found",
-    )
-    images: str | None = Field(default=None, description="folder of images, with its subfolders, or a glob pattern")
-    prompt: str | None = Field(default=None, description="what to ask about each image of `images`")
-    limit: int | None = Field(default=None, ge=1, description="take the first so many rows only; default: all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,25 +73,25 @@ class RowReader:
         folder: where it is.
         image_root: folder that image addresses are relative to; None: see `read_rows`.
         purpose: training needs a response in each record.
+        query: what is asked in place of what a row says; None: nothing.
     """
 
     file: str
-    folder: Path
-    image_root: Path | None
+    folder: Folder
+    image_root: Folder | None
     purpose: Purpose
+    query: str | None = None
 
     @classmethod
-    def of_file(cls, url: str, image_root: str | None, purpose: Purpose) -> "RowReader":
+    def of_file(cls, url: str, image_root: str | None, purpose: Purpose, query: str | None = None) -> "RowReader":
         """The reader of a file's rows.
 
         Raises:
             ConfigurationError: there is no such file or image root.
         """
         _check_file(url)
-        root = None if image_root is None else Path(image_root)
-        if root is not None and not root.is_dir():
-            raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
-        return cls(file=_readable(url), folder=Path(url).parent, image_root=root, purpose=purpose)
+        root = None if image_root is None else open_root(image_root)
+        return cls(file=readable(url), folder=to_folder(parent(url)), image_root=root, purpose=purpose, query=query)
 
     def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
         """What a row says."""
@@ -120,12 +99,13 @@ class RowReader:
         source = Source(file=self.file, line=raw.line)
         if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
             return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
-        parsed = parse_record(raw.values, self.purpose)
+        asked = raw.values if self.query is None else {**raw.values, "query": self.query}
+        parsed = parse_record(asked, self.purpose)
         if parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
-            images = _references(parsed.note.image_infos(parsed.addresses), self.image_root)
+            images = references(parsed.note.image_infos(parsed.addresses), self.image_root)
         else:
             root = self.folder if self.image_root is None else self.image_root
-            images = tuple(ImageReference(uri=address, address=address, root=root) for address in parsed.addresses)
+            images = tuple(_reference(address, root, raw.contents.get(address)) for address in parsed.addresses)
         findings = (*raw.findings, *parsed.findings)
         return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
 
@@ -135,8 +115,11 @@ def read_rows(
     image_root: str | None = None,
     purpose: Purpose = "inference",
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    *,
+    query: str | None = None,
+    first: int = 0,
 ) -> Iterator[InputRow]:
-    """The rows of a jsonl, json or csv file, blank lines left out.
+    """The rows of a jsonl, json, csv or parquet file, blank lines left out.
 
     A row whose `source.line` is None is about the file as a whole, and the last one.
 
@@ -146,133 +129,53 @@ def read_rows(
             validation found, the places that it names.
         purpose: training needs a response in each record.
         max_line_bytes: longest line that is read.
+        query: what is asked in place of what the rows say.
+        first: number of the row to begin with, from 0; those before it are not parsed.
 
     Raises:
         ConfigurationError: there is no such file or image root, or it has another format.
+        DatasetError: a parquet file is damaged. (Raised when reading comes to it.)
         StorageError: the file cannot be read.
     """
-    reader, json_reader = RowReader.of_file(url, image_root, purpose), StrictJsonReader()
-    return (reader.read(raw, json_reader) for raw in split_raw_rows(url, max_line_bytes))
+    reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
+    raw_rows = split_parquet_rows(url, first) if is_parquet(url) else islice(split_raw_rows(url, max_line_bytes), first, None)
+    return (reader.read(raw, json_reader) for raw in raw_rows)
 
 
-def read_inputs(source: InputSource) -> Iterator[InputRow]:
-    """The rows of any input, in order; every row is there, defective ones with an error.
-
-    Raises:
-        ConfigurationError: the input is not there, or the settings do not name one input.
-        DatasetError: a file as a whole cannot be read, or it holds nothing. (Raised when reading comes to it.)
-        StorageError: a file cannot be read.
-    """
-    if source.images is not None:
-        rows = _rows_of_images(source.images, source.prompt, source.image_root)
-    elif source.dataset is None:
-        raise ConfigurationError("no input is named; give `dataset`, or `images` and `prompt`")
-    elif Path(source.dataset).is_dir():
-        rows = _rows_of_validated_dataset(source.dataset, source.image_root)
-    else:
-        rows = _refuse_broken_files(read_rows(source.dataset, source.image_root))
-    return itertools.islice(rows, source.limit)
-
-
-def input_digest(source: InputSource) -> str:
-    """sha256 (hex) of what decides the rows, prompt and limit included.
-
-    A validated dataset has its own digest. A file counts with its bytes, the image root that is named, and the images that its
-    rows name, up to the limit. Of these, as of a folder of images, the sizes and times of change count, not the content, since
-    reading a million images only for this would be dear: a copy with new times has another digest, and an image that was replaced
-    by one of the same size and time is not noticed. An image that cannot be used counts as such. One whose sha256 an earlier
-    validation has noted counts by that note, which is part of the file: it is checked when the image is loaded.
+def open_root(image_root: str) -> Folder:
+    """The folder that a user has named for images.
 
     Raises:
-        ConfigurationError, DatasetError, StorageError: as `read_inputs`.
+        ConfigurationError: there is none on this machine.
     """
-    settings = {"prompt": source.prompt, "limit": source.limit}
-    if source.images is not None:
-        root, names = find_images(source.images)
-        return digest_json([settings, [[_readable(name), _file_state(root / name)] for name in names[: source.limit]]])
-    if source.dataset is not None and is_validated_dataset(source.dataset):
-        return digest_json([settings, ValidatedDataset.open(source.dataset).digest])
-    images = _digest_images(read_inputs(source))
-    return digest_json([settings, digest_file(Path(source.dataset or "")), source.image_root, images])
+    root = to_folder(image_root)
+    if isinstance(root, Path) and not root.is_dir():
+        raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
+    return root
 
 
-def _digest_images(rows: Iterable[InputRow]) -> str:
-    """sha256 (hex) over the states of the images of all rows, in order; their addresses are in the file."""
-    digest, store = hashlib.sha256(), ImageStore()
-    for image in itertools.chain.from_iterable(row.images for row in rows):
-        if image.sha256 is None:
-            digest.update(_image_state(image, store).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _image_state(image: ImageReference, store: ImageStore) -> str:
-    """Size and time of change of an image; or what keeps it from being used, as far as that shows without opening it."""
-    try:
-        return _file_state(store.resolve(image))
-    except ImageError as cause:
-        return cause.kind
-
-
-def _file_state(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "image_missing"
-    return f"{status.st_size} {status.st_mtime_ns}" if os.access(path, os.R_OK) else "permission_denied"
+def to_folder(url: str) -> Folder:
+    """An address as a folder of this machine, or as the URL that it is."""
+    return Path(url) if is_local(url) else url
 
 
 def _check_file(url: str) -> None:
-    if not is_local(url):
-        raise ConfigurationError(f"{url}: a dataset has to be a file on this machine; fetch it first")
-    path = Path(url)
-    if path.is_dir():
-        raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json or csv file in it")
-    if not path.is_file():
+    if is_local(url) and Path(url).is_dir():
+        raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json, csv or parquet file in it")
+    if not (Path(url).is_file() if is_local(url) else exists(url)):
         raise ConfigurationError(f"{url}: there is no such file; check the path")
 
 
-def _references(infos: tuple[ImageInfo, ...], image_root: Path | None) -> tuple[ImageReference, ...]:
+def _reference(address: str, root: Folder, data: bytes | None) -> ImageReference:
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+    return ImageReference(uri=address, address=address, root=root, sha256=sha256, data=data)
+
+
+def references(infos: tuple[ImageInfo, ...], image_root: Folder | None) -> tuple[ImageReference, ...]:
     """Images as an earlier validation found them: where that was, or below the root that is named now."""
     return tuple(info.reference if image_root is None else info.reference_under(image_root) for info in infos)
 
 
-def _refuse_broken_files(rows: Iterator[InputRow]) -> Iterator[InputRow]:
-    for row in rows:
-        if row.source.line is None:
-            raise DatasetError(f"{row.source}: {row.error}")
-        yield row
-
-
-def _rows_of_validated_dataset(folder: str, image_root: str | None) -> Iterator[InputRow]:
-    root = None if image_root is None else Path(image_root)
-    return (
-        InputRow(source=validated.source, record=validated.record, images=_references(validated.images, root))
-        for validated in ValidatedDataset.open(folder)
-    )
-
-
-def _rows_of_images(pattern: str, prompt: str | None, image_root: str | None) -> Iterator[InputRow]:
-    if not prompt:
-        raise ConfigurationError("`images` are named without a `prompt`; say what to ask about each of them")
-    if image_root is not None:
-        raise ConfigurationError(f"`image_root` {image_root} goes with a `dataset`, not with `images`; leave it out")
-    try:
-        conversation(Record(query=prompt, images=("",)))
-    except ImageCountError as cause:
-        raise ConfigurationError(f"prompt {shown(prompt)}: {cause}") from cause
-    root, names = find_images(pattern)
-    return (_row_of_image(root, name, prompt) for name in names)
-
-
-def _row_of_image(root: Path, name: str, prompt: str) -> InputRow:
-    source = Source(file=_readable(str(root / name)))
-    if _readable(name) != name:
-        finding = error("bad_unicode", f"the file name {name!a} is not UTF-8", "rename the file")
-        return InputRow(source=source, findings=(finding,))
-    image = ImageReference(uri=name, address=name, root=root)
-    return InputRow(source=source, record=Record(query=prompt, images=(name,)), images=(image,))
-
-
-def _readable(path: str) -> str:
+def readable(path: str) -> str:
     """A path as text that can be stored: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")

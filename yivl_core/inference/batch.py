@@ -4,7 +4,7 @@ A part is published when all its records are answered; a run that was killed goe
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -15,16 +15,18 @@ import torch
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import InputRow, read_inputs
-from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.data.inputs import Input, open_input, stated_digest
+from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import (
     InferenceConfig,
     InferenceSummary,
     find_input,
 )
+from yivl_core.inference.failures import FailureLimit
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import load_engine, plan_engine, require_engine
 from yivl_core.inference.memory import MemoryPlan
+from yivl_core.inference.planned_rows import planned_rows
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing, start_early
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.run_record import WorkDone, dtype_name, find_fingerprint, summarise
@@ -37,8 +39,6 @@ from yivl_core.outputs.shards import PLAN_NAME, Shard, ShardPlan, plan_shards, p
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import exists, join
-
-Prepare = Callable[[Iterable[tuple[int, InputRow]]], Iterator[PreparedRow]]
 
 
 def infer_shards(
@@ -65,35 +65,36 @@ def infer_shards(
     else:
         require_engine(config, config.adapter, device, dtype)
     sizes = _plan_sizes(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
-    fingerprint = find_fingerprint(config, base, source, device, dtype, sizes)
+    rows = open_input(source)
     plan = plan_shards(
         config.output,
-        read_rows=lambda: read_inputs(source),
+        source=rows,
         store=store,
         shard_size=config.shard_size,
-        fingerprint=fingerprint,
+        fingerprint=find_fingerprint(config, base, source, device, dtype, sizes),
         resume=config.resume,
+        as_planned=config.as_planned,
+        joins=config.shard is not None,
+        data_digest=stated_digest(source),
         on_progress=on_progress,
     )
-    shards = _wanted_shards(plan, shard_indices)
-    num_records = sum(shard.num_records for shard in shards)
+    shards, num_failed = _wanted_shards(plan, config, shard_indices)
     worker = None
     if shards:
         start_early(device)
         sizes = sizes or _plan_sizes(config, base, device, dtype)
-        worker = _Worker(config, base, sizes, plan, num_records, store, device, dtype, on_progress)
+        worker = _Worker(config, base, sizes, plan, rows, shards, store, device, dtype, on_progress)
+        worker.failures.count_earlier(num_failed)
     if worker and config.verify_invariance:
-        worker.probe(read_inputs(source))
+        worker.probe()
     elif config.verify_invariance and shard_indices is None:
         message = "no shard is left to be done, so verify_invariance has tried nothing"
         on_progress(Progress(stage="infer", done=0, total=0, unit="record", message=message))
     loaded = time.perf_counter()
     if worker:
-        worker.run(shards, read_inputs(source))
+        worker.run()
     ended = time.perf_counter()
-    return summarise(
-        config, plan, fingerprint, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded
-    )
+    return summarise(config, plan, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded)
 
 
 class _Worker:
@@ -105,33 +106,36 @@ class _Worker:
         base: CheckpointFiles,
         sizes: MemoryPlan | SplitPlan,
         plan: ShardPlan,
-        num_records: int,
+        source: Input,
+        shards: Sequence[Shard],
         store: ImageStore,
         device: torch.device,
         dtype: torch.dtype,
         on_progress: OnProgress,
     ) -> None:
-        self._config, self._plan, self._on_progress = config, plan, on_progress
-        self._num_records = num_records
+        self._config, self._plan, self._source, self._shards, self._on_progress = config, plan, source, shards, on_progress
+        self._num_records = sum(shard.num_records for shard in shards)
+        self.failures = FailureLimit(config.max_failures)
         self._started = time.perf_counter()
         self.done = WorkDone()
         self._device, self._dtype = device, dtype
         self._report(f"loading {base.folder.name} on {device} in {dtype_name(dtype)}")
         self._processor = Processor.from_checkpoint(base)
-        self._preparer = RowPreparer(plan, store, self._processor, base.max_positions)
+        self._preparer = RowPreparer(store, self._processor, base.max_positions)
         self._engine, self.done.sizes = load_engine(
             config, base, self._processor, sizes, adapter=config.adapter, device=device, dtype=dtype
         )
         self._report(self.done.sizes)
         self._params = SamplingParams.from_settings(config)
 
-    def probe(self, rows: Iterable[InputRow]) -> None:
+    def probe(self) -> None:
         """Answer the first records in several ways.
 
         Raises:
             ConfigurationError: some came out differently although the engine should be invariant.
         """
-        prepared = (self._preparer.prepare(row) for row in enumerate(rows))
+        rows = planned_rows(self._plan, self._plan.shards, self._source)
+        prepared = (self._preparer.prepare(row) for row in rows)
         items = list(islice((item for item in prepared if item.inputs is not None), self._config.verify_invariance))
         requests = [self._request(item.sample_id, item.inputs) for item in items if item.inputs is not None]
         with self._memory_explained():
@@ -146,29 +150,23 @@ class _Worker:
                 "another output folder"
             )
 
-    def run(self, shards: Sequence[Shard], rows: Iterable[InputRow]) -> None:
-        """Answer and publish the shards, which are in record order."""
+    def run(self) -> None:
+        """Answer and publish the shards. Rows are made ready across their bounds, so that the model waits for none of them."""
         self._started = time.perf_counter()
-        numbered = enumerate(rows)
-        place = 0
-        with preparing(self._preparer.prepare, self._device) as prepare:
-            for shard in shards:
-                shard_rows = list(islice(numbered, shard.first_record - place, shard.first_record - place + shard.num_records))
-                place = shard.first_record + shard.num_records
-                if len(shard_rows) < shard.num_records:
-                    raise DatasetError(
-                        f"the input ends at record {place - shard.num_records + len(shard_rows)}, and the plan counts "
-                        f"{self._plan.num_records}; it was changed during the run: start again with an empty output folder"
-                    )
-                publish_shard(self._plan, shard, self._answer_all(shard_rows, prepare))
+        rows = planned_rows(self._plan, self._shards, self._source)
+        fetch = self._preparer.fetch if self._source.is_remote else None
+        with preparing(self._preparer.prepare, self._device, fetch=fetch) as prepare:
+            ready = prepare(rows)
+            for shard in self._shards:
+                publish_shard(self._plan, shard, self._answer_all(islice(ready, shard.num_records), shard.num_records))
 
-    def _answer_all(self, rows: Sequence[tuple[int, InputRow]], prepare: Prepare) -> list[Prediction]:
+    def _answer_all(self, ready: Iterator[PreparedRow], num_rows: int) -> list[Prediction]:
         """Predictions of rows in their order; images are decoded ahead, while the model answers."""
-        predictions: list[Prediction | None] = [None] * len(rows)
+        predictions: list[Prediction | None] = [None] * num_rows
         waiting: list[tuple[int, PreparedRow | None, float]] = []  # by number: place, row while it is answered, and since when
 
         def requests() -> Iterator[Request]:
-            for place, item in enumerate(prepare(rows)):
+            for place, item in enumerate(ready):
                 if item.inputs is None:
                     predictions[place] = self._finish(item, None, 0.0)
                     continue
@@ -211,18 +209,31 @@ class _Worker:
 
     def _finish(self, item: PreparedRow, completion: Completion | None, generate_s: float) -> Prediction:
         self.done.num_tokens += completion.num_tokens if completion else 0
+        self.done.num_images += len(item.images)
         self.done.num_by_finish_reason[completion.finish_reason if completion else "error"] += 1
         self._report()
+        if item.error_kind is not None:
+            self.done.num_by_error_kind[item.error_kind] += 1
+            self.failures.count(item.error_kind, f"{item.row.source}: {item.error}")
         return _prediction(item, completion, generate_s)
 
     def _report(self, message: str = "") -> None:
-        figures = {}
+        figures, remaining_s = {}, None
         if done := self.done.num_by_finish_reason.total():
             seconds = time.perf_counter() - self._started
-            figures = {"records_per_s": done / seconds, "tokens_per_s": self.done.num_tokens / seconds}
-            figures["failed"] = self.done.num_by_finish_reason["error"]
+            figures = {"records_per_s": done / seconds, "images_per_s": self.done.num_images / seconds}
+            figures |= {"tokens_per_s": self.done.num_tokens / seconds, "failed": self.done.num_by_finish_reason["error"]}
+            remaining_s = (self._num_records - done) * seconds / done
         self._on_progress(
-            Progress(stage="infer", done=done, total=self._num_records, unit="record", figures=figures, message=message)
+            Progress(
+                stage="infer",
+                done=done,
+                total=self._num_records,
+                unit="record",
+                figures=figures,
+                remaining_s=remaining_s,
+                message=message,
+            )
         )
 
 
@@ -276,7 +287,10 @@ def _plan_sizes(
     return plan_engine(config, base, config.adapter, device, dtype)
 
 
-def _wanted_shards(plan: ShardPlan, shard_indices: Sequence[int] | None) -> list[Shard]:
-    if shard_indices is not None and (unknown := [index for index in shard_indices if not 0 <= index < len(plan.shards)]):
+def _wanted_shards(plan: ShardPlan, config: InferenceConfig, shard_indices: Sequence[int] | None) -> tuple[list[Shard], int]:
+    """The shards to do among those asked for, and the number of failed rows in those that are done."""
+    if shard_indices is None:
+        shard_indices = config.own_shards(len(plan.shards))
+    if unknown := [index for index in shard_indices if not 0 <= index < len(plan.shards)]:
         raise ConfigurationError(f"shard {unknown[0]} is not in the plan; it has shards 0 to {len(plan.shards) - 1}")
-    return list(shards_to_do(plan, shard_indices))
+    return shards_to_do(plan, shard_indices)

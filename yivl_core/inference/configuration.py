@@ -1,12 +1,13 @@
 """What a user decides about batch inference. No torch here, so that flows and the command line can read it quickly."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from yivl_core.data.reading import InputSource
+from yivl_core.data.inputs import InputSource
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import HELD_OUT_FILE
 from yivl_core.settings import narrow
@@ -19,6 +20,13 @@ def _not_tiny(temperature: float) -> float:
     if 0 < temperature < _MIN_TEMPERATURE:
         raise ValueError(f"give 0 for the likeliest token each time, or {_MIN_TEMPERATURE} or more")
     return temperature
+
+
+def _is_part(text: str) -> str:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("write i/n: 1/4, 2/4, 3/4 and 4/4 share the work between four")
+    return text
 
 
 class DecodingSettings(BaseModel):
@@ -102,6 +110,23 @@ class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
         "came out differently; with batch_invariant none may",
     )
     resume: bool = Field(default=False, description="keep the parts that an earlier run with the same settings published")
+    as_planned: bool = Field(
+        default=False,
+        description="with resume: do not list and compare the input again; new images are left out, missing ones become errors",
+    )
+    shard: Annotated[str, AfterValidator(_is_part)] | None = Field(
+        default=None,
+        description="i/n: do every n-th shard from the i-th on, beside n - 1 others that write to the same output",
+    )
+    max_failures: int | None = Field(
+        default=None, ge=0, description="stop when more rows than this have an error in place of an answer; default: never"
+    )
+    contact_sheet: int | None = Field(
+        default=None,
+        ge=1,
+        le=5000,
+        description="when all is done, show so many rows with small images on a page, OUTPUT/contact-sheet.html; drawn by `seed`",
+    )
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "InferenceConfig":
@@ -109,9 +134,24 @@ class InferenceConfig(DecodingSettings, EngineSettings, InputSource):
         if len(named) != 1:
             given = " and ".join(f"`{name}`" for name in named) or "none"
             raise ValueError(f"give exactly one of `dataset`, `images` and `load_dataset_config` (given: {given})")
-        if bool(self.images) != bool(self.prompt):
-            raise ValueError("`images` and `prompt` go together: give the folder or glob, and what to ask about each image")
+        if self.prompt and self.task:
+            raise ValueError("give a `prompt` or a `task`, which stands for a prompt, not both")
+        if bool(self.images) != bool(self.question):
+            raise ValueError(
+                "`images` goes together with `prompt` or `task`: give the folder or glob, and what to ask about each image"
+            )
+        if self.subject and self.task != "count":
+            raise ValueError("`subject` is what the task `count` counts; leave it out, or give task count")
+        if self.language != "en" and not self.task:
+            raise ValueError("`language` is that of the question which a `task` asks; leave it out, or give a task")
+        if self.as_planned and not self.resume:
+            raise ValueError("`as_planned` goes with `resume`: there is no plan yet that could be kept to")
         return self
+
+    def own_shards(self, num_shards: int) -> range:
+        """The shards of a plan that are this run's: every n-th of them for `shard` i/n, else all."""
+        number, _, num_parts = (self.shard or "1/1").partition("/")
+        return range(int(number) - 1, num_shards, int(num_parts))
 
     @property
     def is_split(self) -> bool:
@@ -148,6 +188,7 @@ class InferenceSummary:
         num_records: all rows; while shards are missing, those of this call.
         num_failed: rows with an error among them.
         num_by_finish_reason: these rows by `stop`, `length`, `error`.
+        num_by_error_kind: those with an error by what went wrong.
         num_shards, num_shards_done: shards of the plan, and published ones.
         runtime_s: seconds of this call, loading included.
         records_per_s: records of this call a second, loading left out.
@@ -155,6 +196,7 @@ class InferenceSummary:
         sizes: what the engine chose for this device and its memory, in words; empty where nothing was to be done.
         invariance: how many records were answered in several ways before the run, and how many of them came out differently; None
             where that was not asked for.
+        contact_sheet: the page of some of the rows; None where that was not asked for, or shards are missing.
     """
 
     output: str
@@ -167,5 +209,7 @@ class InferenceSummary:
     runtime_s: float
     records_per_s: float
     completion_tokens: int
+    num_by_error_kind: dict[str, int] = field(default_factory=dict)
     sizes: str = ""
     invariance: dict[str, int] | None = None
+    contact_sheet: str | None = None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -27,16 +27,31 @@ from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, DatasetError
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.outputs.predictions import PredictionImage
-from yivl_core.outputs.sample_ids import base_sample_id, image_digest
-from yivl_core.outputs.shards import ShardPlan
+from yivl_core.outputs.sample_ids import base_sample_id, image_digest, numbered
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.workers import end_with_parent, start_server, worker_context
 
 # Rows that wait for the model, at 0.6 MB an image of Yi-VL.
 NUM_AHEAD = 64
+NUM_FETCHERS = 32
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRow:
+    """A row with its place in the plan.
+
+    Attributes:
+        record_index: place in the input.
+        occurrence: which row of its name it is, from 1.
+        row: as it was read.
+    """
+
+    record_index: int
+    occurrence: int
+    row: InputRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,19 +83,29 @@ class RowPreparer:
     """Makes rows ready.
 
     Args:
-        plan: of the shards, which knows how often a sample occurs.
         store: of the images.
         processor: of the checkpoint.
         max_positions: tokens that the model reads.
     """
 
-    def __init__(self, plan: ShardPlan, store: ImageStore, processor: Processor, max_positions: int) -> None:
-        self._plan, self._store, self._processor, self._max_positions = plan, store, processor, max_positions
+    def __init__(self, store: ImageStore, processor: Processor, max_positions: int) -> None:
+        self._store, self._processor, self._max_positions = store, processor, max_positions
 
-    def prepare(self, item: tuple[int, InputRow]) -> PreparedRow:
-        """Everything about a numbered row that needs no model; what is wrong with it becomes its error."""
+    def fetch(self, planned: PlannedRow) -> PlannedRow:
+        """The row with the bytes of those of its images that lie on an object store.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        row = planned.row
+        if not any(image.is_remote for image in row.images):
+            return planned
+        return replace(planned, row=replace(row, images=tuple(self._store.fetch(image) for image in row.images)))
+
+    def prepare(self, planned: PlannedRow) -> PreparedRow:
+        """Everything about a row that needs no model; what is wrong with it becomes its error."""
         started = time.perf_counter()
-        record_index, row = item
+        row = planned.row
         images: list[LoadedImage] = []
         kind, error, inputs = row.error_kind, row.error, None
         if row.record is not None:
@@ -98,15 +123,22 @@ class RowPreparer:
         known = [image.info.sha256 for image in images]
         digests = known + [image_digest(reference, self._store) for reference in row.images[len(known) :]]
         return PreparedRow(
-            record_index=record_index,
-            row=row,
-            sample_id=self._plan.sample_id(record_index, base_sample_id(row, digests)),
+            record_index=planned.record_index,
+            row=_without_data(row),
+            sample_id=numbered(base_sample_id(row, digests), planned.occurrence),
             images=_prediction_images(row, images),
             inputs=inputs if kind is None else None,
             error_kind=kind,
             error=error,
             preprocess_s=time.perf_counter() - started,
         )
+
+
+def _without_data(row: InputRow) -> InputRow:
+    """The row as predictions need it: bytes of images would be sent back and held until the shard is written."""
+    if all(image.data is None for image in row.images):
+        return row
+    return replace(row, images=tuple(replace(image, data=None) for image in row.images))
 
 
 def start_early(device: torch.device) -> None:
@@ -117,7 +149,10 @@ def start_early(device: torch.device) -> None:
 
 @contextmanager
 def preparing(
-    prepare: Callable[[Item], Prepared], device: torch.device, num_ahead: int = NUM_AHEAD
+    prepare: Callable[[Item], Prepared],
+    device: torch.device,
+    num_ahead: int = NUM_AHEAD,
+    fetch: Callable[[Item], Item] | None = None,
 ) -> Iterator[Callable[[Iterable[Item]], Iterator[Prepared]]]:
     """Helpers that make items ready for a model.
 
@@ -125,6 +160,8 @@ def preparing(
         prepare: makes one ready; beside a GPU it goes to other processes, and so do items and results.
         device: where the model runs. On a CPU there is one thread: the model loses more by further ones than they bring.
         num_ahead: most items that are ready, or being made so, before they are taken.
+        fetch: brings what an item needs over a network, before it is made ready; None: nothing is needed. It waits most of the time,
+            so it is done in threads of this process.
 
     Yields:
         What gives items, made ready, in their order. It raises what `prepare` raises, and `ChildFailedError` where a helper dies.
@@ -136,10 +173,17 @@ def preparing(
     else:
         pool = ProcessPoolExecutor(min(16, os.cpu_count() or 1), worker_context(__name__), _start_worker, (prepare,))
         ahead = partial(_unpacked, partial(_ahead, pool, _prepare_in_worker, num_ahead))
+    fetchers = ThreadPoolExecutor(NUM_FETCHERS, "fetch") if fetch else None
+
+    def ready(items: Iterable[Item]) -> Iterator[Prepared]:
+        return ahead(_ahead(fetchers, fetch, num_ahead, items) if fetch and fetchers else items)
+
     try:
-        yield ahead
+        yield ready
     finally:
         pool.shutdown(cancel_futures=True)
+        if fetchers:
+            fetchers.shutdown(cancel_futures=True)
 
 
 def _unpacked(ahead: Callable[[Iterable[Item]], Iterator[bytes]], items: Iterable[Item]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from yivl_core.data.reading import InputSource, input_digest
+from yivl_core.data.inputs import InputSource
 from yivl_core.errors import OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.memory import MemoryPlan
@@ -29,13 +29,17 @@ class WorkDone:
     Attributes:
         sizes: what the engine chose, in words; empty before.
         num_by_finish_reason: how its rows ended.
+        num_by_error_kind: what went wrong with those that have none.
         num_tokens: of their answers.
+        num_images: that they show.
         invariance: what the probe found; None where there was none.
     """
 
     sizes: str = ""
     num_by_finish_reason: Counter[str] = field(default_factory=Counter)
+    num_by_error_kind: Counter[str] = field(default_factory=Counter)
     num_tokens: int = 0
+    num_images: int = 0
     invariance: dict[str, int] | None = None
 
 
@@ -47,7 +51,9 @@ def find_fingerprint(
     dtype: torch.dtype,
     sizes: MemoryPlan | SplitPlan | None,
 ) -> dict[str, Any]:
-    """What decides the rows; workers and shard order do not, nor does the size of a batch unless all steps have one size.
+    """What decides the rows, but for the digest of the data, which is found when the split is planned.
+
+    Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size.
 
     Args:
         config: of the run.
@@ -59,13 +65,12 @@ def find_fingerprint(
 
     Raises:
         CheckpointError: the adapter is broken, or not of this base.
-        ConfigurationError, DatasetError: the input cannot be read.
     """
     base_digest = base.digest()
     if config.adapter:
         check_base(Path(config.adapter), base, base_digest)
     return {
-        "data": {"digest": input_digest(source)},
+        "data": {"prompt": source.question, "limit": source.limit},
         "model": {"digest": base_digest},
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
@@ -96,19 +101,20 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _count_all(output: str) -> tuple[Counter[str], str]:
-    """How the rows of a complete output ended, and the digest of their content."""
-    reasons, digest = Counter[str](), ContentDigest()
+def _count_all(output: str) -> tuple[Counter[str], Counter[str], str]:
+    """How the rows of a complete output ended, what went wrong with some, and the digest of their content."""
+    reasons, kinds, digest = Counter[str](), Counter[str](), ContentDigest()
     for prediction in read_predictions(output):
         reasons[prediction.finish_reason] += 1
+        if prediction.error_kind is not None:
+            kinds[prediction.error_kind] += 1
         digest.update(prediction)
-    return reasons, digest.hexdigest()
+    return reasons, kinds, digest.hexdigest()
 
 
 def summarise(
     config: InferenceConfig,
     plan: ShardPlan,
-    fingerprint: dict[str, Any],
     done: WorkDone | None,
     *,
     runtime_s: float,
@@ -119,7 +125,6 @@ def summarise(
     Args:
         config: of the run.
         plan: of its shards.
-        fingerprint: what decides its rows.
         done: by this call; None: nothing.
         runtime_s: of this call.
         inference_s: of it, without loading.
@@ -128,22 +133,24 @@ def summarise(
         OutputError: the rows are not those that the manifest tells of.
         StorageError: the manifest cannot be written.
     """
+    has_worked = done is not None
     num_missing = len(missing_shards(plan))
-    reasons = done.num_by_finish_reason if done else Counter[str]()
-    content_digest = None
+    done = done or WorkDone()
+    reasons, kinds, content_digest = done.num_by_finish_reason, done.num_by_error_kind, None
     if not num_missing:
-        reasons, content_digest = _count_all(config.output)
-    if content_digest and (done or not _is_told(content_digest, config.output)):
+        reasons, kinds, content_digest = _count_all(config.output)
+    if content_digest and (has_worked or not _is_told(content_digest, config.output)):
         content = {
             "command": "infer",
             "code": code(),
             "environment": environment(),
             "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
             "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
-            **fingerprint,
-            "invariance": done.invariance if done else None,
+            **plan.fingerprint,
+            "invariance": done.invariance,
             "content_digest": content_digest,
             "result": dict(sorted(reasons.items())),
+            "errors": dict(sorted(kinds.items())),
         }
         write_manifest(join(config.output, MANIFEST_NAME), content, {"ended": time.time(), "runtime_s": runtime_s})
     return InferenceSummary(
@@ -152,13 +159,14 @@ def summarise(
         num_records=reasons.total(),
         num_failed=reasons["error"],
         num_by_finish_reason=dict(sorted(reasons.items())),
+        num_by_error_kind=dict(sorted(kinds.items())),
         num_shards=len(plan.shards),
         num_shards_done=len(plan.shards) - num_missing,
         runtime_s=runtime_s,
-        records_per_s=done.num_by_finish_reason.total() / inference_s if done else 0.0,
-        completion_tokens=done.num_tokens if done else 0,
-        sizes=done.sizes if done else "",
-        invariance=done.invariance if done else None,
+        records_per_s=done.num_by_finish_reason.total() / inference_s if has_worked else 0.0,
+        completion_tokens=done.num_tokens,
+        sizes=done.sizes,
+        invariance=done.invariance,
     )
 
 

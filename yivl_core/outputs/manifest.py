@@ -16,6 +16,7 @@ only one that `digest` leaves out. A digest names content; a path beside it only
 | `numerics` | dtype, device, attention kernel and what else moves the last bits | each |
 | `decoding` | how tokens are chosen, and the seed | `infer` |
 | `content_digest` | of the predictions | `infer` |
+| `errors` | rows with an error by what went wrong | `infer` |
 | `result` | the figures of the summary | each |
 | `digest` | over all of the above | each, by `write_manifest` |
 | `times` | when it began and ended, seconds of its stages | each |

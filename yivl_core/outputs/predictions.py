@@ -149,18 +149,22 @@ def read_predictions(output: str) -> Iterator[Prediction]:
             yield prediction
 
 
-def is_part_whole(output: str, file_name: str, records: range) -> bool:
-    """Whether a part can be read from end to end and holds just these records.
+def count_failures(output: str, file_name: str, records: range) -> int | None:
+    """How many rows of a part have an error in place of an answer; None if it cannot be read, or holds other records.
 
     Raises:
         OutputError: it has another schema, so another yivl wrote it: nothing that may be written over.
         StorageError: it cannot be opened.
     """
+    indices, num_failed = list[int](), 0
     try:
         with _opened_part(join(output, PARTS_FOLDER, file_name)) as batches:
-            return [index for batch in batches for index in batch.column("record_index").to_pylist()] == list(records)
+            for batch in batches:
+                indices += batch.column("record_index").to_pylist()
+                num_failed += batch.num_rows - batch.column("error_kind").null_count
     except DamagedPartError:
-        return False
+        return None
+    return num_failed if indices == list(records) else None
 
 
 class ContentDigest:

@@ -8,23 +8,30 @@ A published part is the mark that its shard is done. Two workers that write the 
 """
 
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import InputRow
+from yivl_core.data.inputs import Input
 from yivl_core.digests import canonical_json
 from yivl_core.errors import DatasetError, IncompleteError, OutputError
-from yivl_core.outputs.predictions import PARTS_FOLDER, Prediction, is_part_whole, list_parts, write_part
-from yivl_core.outputs.sample_ids import find_repeats, numbered
+from yivl_core.outputs.input_scan import InputScan, scan_input
+from yivl_core.outputs.plan_differences import describe_changes
+from yivl_core.outputs.predictions import PARTS_FOLDER, Prediction, count_failures, list_parts, write_part
+from yivl_core.outputs.record_table import PlannedRecord, read_planned_records
 from yivl_core.progress import OnProgress, ignore_progress
-from yivl_core.storage import exists, join, list_files, publish_bytes, read_bytes
+from yivl_core.storage import exists, join, list_files, publish_from_file, publish_new, read_bytes
 
 PLAN_NAME = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+_RECORDS_PREFIX = "records-"
 # What earlier plans lack, with what it was when they were made.
 _ADDED_SETTINGS = {"decoding.logprobs": False}
 
@@ -57,14 +64,17 @@ class ShardPlan:
         num_records: input rows in all, defective ones too.
         shard_size: records in each shard but the last.
         fingerprint: what decides the content of the rows, as JSON values by name (data, weights, prompt, decoding, numerics).
-        repeats: occurrence numbers from 2, by record index, of the rows whose sample id has occurred before.
+        records_name: file in the folder that tells of each record what was found when the split was planned; None in plans of
+            version 1, which tell which parts belong to a run but cannot be gone on with.
+        shard_digests: of what the rows of each shard say, as `ShardDigest` gives them.
     """
 
     output: str
     num_records: int
     shard_size: int
     fingerprint: dict[str, Any]
-    repeats: dict[int, int]
+    records_name: str | None
+    shard_digests: tuple[str, ...]
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -75,9 +85,21 @@ class ShardPlan:
             for index, first in enumerate(firsts)
         )
 
-    def sample_id(self, record_index: int, base_sample_id: str) -> str:
-        """The row's own id: its base id, with the occurrence number where that has occurred before."""
-        return numbered(base_sample_id, self.repeats.get(record_index, 1))
+    def records(self, shard: Shard) -> Iterator[PlannedRecord]:
+        """What was found of the records of a shard.
+
+        Raises:
+            OutputError, StorageError: the file that tells it is damaged, or cannot be read.
+        """
+        return self._records(shard.records)
+
+    def all_records(self) -> Iterator[PlannedRecord]:
+        """As `records`, of all shards."""
+        return self._records(range(self.num_records))
+
+    def _records(self, indices: range) -> Iterator[PlannedRecord]:
+        assert self.records_name is not None
+        return read_planned_records(join(self.output, self.records_name), indices.start, indices.stop)
 
 
 class _StoredPlan(BaseModel):
@@ -89,47 +111,62 @@ class _StoredPlan(BaseModel):
     num_records: Annotated[int, Field(ge=1)]
     shard_size: Annotated[int, Field(ge=1)]
     fingerprint: dict[str, Any]
-    repeats: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]]
+    records_name: Annotated[str | None, Field(pattern=rf"^{_RECORDS_PREFIX}[0-9a-f]+\.parquet$")] = None
+    shard_digests: tuple[str, ...] = ()
+    repeats: dict[str, int] = {}  # of version 1
 
 
 def plan_shards(
     output: str,
     *,
-    read_rows: Callable[[], Iterable[InputRow]],
+    source: Input,
     store: ImageStore,
     shard_size: int,
     fingerprint: Mapping[str, Any],
-    resume: bool,
+    resume: bool = False,
+    as_planned: bool = False,
+    joins: bool = False,
+    data_digest: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> ShardPlan:
-    """Plan the split and publish it as `plan.json`; or take up the plan that is there.
+    """Look at the input, plan the split and publish it as `plan.json`; or take up the plan that is there.
 
     Args:
         output: folder or fsspec URL.
-        read_rows: starts reading the input at its first row; called once or twice, and not at all if there is a plan.
-        store: what opens the images of the rows.
+        source: the input.
+        store: what finds the images of the rows.
         shard_size: records in one part.
-        fingerprint: see `ShardPlan`; values may be nested.
+        fingerprint: see `ShardPlan`; values may be nested. The digest of the data is added to its block `data`.
         resume: take up the plan that is there, if everything that decides the content is the same.
+        as_planned: then do not look at the input again: it is taken to be the one that was planned.
+        joins: take up a plan also without `resume`: others work on the same output.
+        data_digest: of the input, where that states it itself.
         on_progress: hears of the pass over the input.
 
     Raises:
         OutputError: the folder is not empty and `resume` is off, or it belongs to a run with other settings (each is named).
         DatasetError: the input holds no records.
     """
-    wanted = json.loads(canonical_json(fingerprint))
-    if _is_in_use(output, resume):
-        plan = read_plan(output)
-        _refuse_differences(plan, {"shard_size": shard_size, **wanted})
-        return plan
-    num_records, repeats = find_repeats(read_rows, store, on_progress)
-    if not num_records:
-        raise DatasetError(
-            "the input holds no records, so there is nothing to answer; check the path of the dataset or the images"
-        )
-    plan = ShardPlan(output=output, num_records=num_records, shard_size=shard_size, fingerprint=wanted, repeats=repeats)
-    _publish_plan(plan)
-    return plan
+    stored = _find_plan(output, is_expected=resume or joins)
+    wanted = json.loads(canonical_json({"shard_size": shard_size, **fingerprint}))
+    if stored and as_planned:
+        wanted["data"]["digest"] = stored.fingerprint["data"]["digest"]
+        _refuse_differences(stored, wanted)
+        return stored
+    with tempfile.TemporaryDirectory(prefix="yivl-plan-") as folder:
+        scan = scan_input(source, store, shard_size, Path(folder), on_progress)
+        with closing(scan.table):
+            wanted["data"]["digest"] = data_digest or scan.digest
+            if not scan.num_records:
+                raise DatasetError(
+                    "the input holds no records, so there is nothing to answer; check the path of the dataset or the images"
+                )
+            if stored is None:
+                if plan := _publish_plan(output, scan, wanted):
+                    return plan
+                stored = read_plan(output)  # somebody else was first
+            _refuse_differences(stored, wanted, scan)
+            return stored
 
 
 def read_plan(output: str) -> ShardPlan:
@@ -147,14 +184,15 @@ def read_plan(output: str) -> ShardPlan:
         canonical_json(stored.fingerprint)
     except ValueError as error:
         raise OutputError(f"{url} is not a plan of this version of yivl; run `yivl infer` with an empty output folder") from error
-    if stored.version != PLAN_VERSION:
+    if stored.version not in (1, PLAN_VERSION):
         raise OutputError(f"{url} has version {stored.version}, and this yivl reads {PLAN_VERSION}; use the yivl that wrote it")
     return ShardPlan(
         output=output,
         num_records=stored.num_records,
         shard_size=stored.shard_size,
         fingerprint=stored.fingerprint,
-        repeats=stored.repeats,
+        records_name=stored.records_name,
+        shard_digests=stored.shard_digests,
     )
 
 
@@ -164,21 +202,28 @@ def missing_shards(plan: ShardPlan) -> tuple[Shard, ...]:
     return tuple(shard for shard in plan.shards if shard.file_name not in published)
 
 
-def shards_to_do(plan: ShardPlan, among: Container[int] | None = None) -> tuple[Shard, ...]:
+def shards_to_do(plan: ShardPlan, among: Container[int] | None = None) -> tuple[list[Shard], int]:
     """The shards whose part is not published yet, or is damaged, in record order; published parts are read from end to end.
 
     Args:
         plan: of the output folder.
         among: the shards that are asked about; None: all.
 
+    Returns:
+        These shards, and how many rows of the parts that are whole have an error in place of an answer.
+
     Raises:
-        OutputError, StorageError: as `is_part_whole`.
+        OutputError, StorageError: as `count_failures`.
     """
     missing = {shard.index for shard in missing_shards(plan)}
-    asked = (shard for shard in plan.shards if among is None or shard.index in among)
-    return tuple(
-        shard for shard in asked if shard.index in missing or not is_part_whole(plan.output, shard.file_name, shard.records)
-    )
+    to_do, num_failed = [], 0
+    for shard in plan.shards:
+        if among is None or shard.index in among:
+            failed = None if shard.index in missing else count_failures(plan.output, shard.file_name, shard.records)
+            num_failed += failed or 0
+            if failed is None:
+                to_do.append(shard)
+    return to_do, num_failed
 
 
 def publish_shard(plan: ShardPlan, shard: Shard, predictions: Sequence[Prediction]) -> None:
@@ -205,15 +250,26 @@ def require_complete(plan: ShardPlan) -> None:
         )
 
 
-def _is_in_use(output: str, resume: bool) -> bool:
+def _find_plan(output: str, is_expected: bool) -> ShardPlan | None:
+    """The plan that is there; None for a folder that is empty, or in which planning was interrupted.
+
+    Raises:
+        OutputError: the folder holds something else, or a plan that is not expected.
+    """
     names = [*list_files(output), *(f"{PARTS_FOLDER}/{name}" for name in list_files(join(output, PARTS_FOLDER)))]
-    if names and not resume:
+    names = [name for name in names if not name.startswith(_RECORDS_PREFIX)]
+    if names and not is_expected:
         found = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         raise OutputError(f"{output} is not empty ({found}); add --resume to go on with that run, or choose another folder")
-    return bool(names)
+    plan = read_plan(output) if names else None
+    if plan is not None and plan.records_name is None:
+        raise OutputError(
+            f"{output}: this run was begun by an earlier version of yivl; finish it with that one, or choose another folder"
+        )
+    return plan
 
 
-def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any]) -> None:
+def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any], scan: InputScan | None = None) -> None:
     stored = {"shard_size": plan.shard_size, **plan.fingerprint}
     there, here = (_ADDED_SETTINGS | _flat(values) for values in (stored, wanted))
     differences = [
@@ -221,11 +277,15 @@ def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any]) -> None:
         for name in sorted(there.keys() | here.keys())
         if _shown(there, name) != _shown(here, name)
     ]
-    if differences:
-        raise OutputError(
-            f"{plan.output} belongs to a run with other settings: {'; '.join(differences)}. "
-            "Set them as they were to go on with that run, or choose another folder"
-        )
+    if not differences:
+        return
+    changes = ""
+    if scan is not None and stored["data"] != wanted["data"]:
+        changes = describe_changes(plan.all_records(), scan)
+    raise OutputError(
+        f"{plan.output} belongs to a run with other settings: {'; '.join(differences)}{changes}. "
+        "Set them as they were to go on with that run, or choose another folder"
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,13 +299,24 @@ def _shown(values: dict[str, Any], name: str) -> str:
     return canonical_json(values[name]) if name in values else "not set"
 
 
-def _publish_plan(plan: ShardPlan) -> None:
+def _publish_plan(output: str, scan: InputScan, wanted: dict[str, Any]) -> ShardPlan | None:
+    """The plan, unless there is one by now."""
+    with tempfile.TemporaryDirectory(prefix="yivl-plan-") as folder:
+        path = Path(folder) / "records.parquet"
+        records_name = f"{_RECORDS_PREFIX}{scan.table.write(path)[:16]}.parquet"
+        with publish_from_file(join(output, records_name)) as temporary_path:
+            shutil.copyfile(path, temporary_path)
+    shard_size = wanted.pop("shard_size")
     stored = {
         "version": PLAN_VERSION,
-        "num_records": plan.num_records,
-        "shard_size": plan.shard_size,
-        "fingerprint": plan.fingerprint,
-        "repeats": {str(index): number for index, number in plan.repeats.items()},
+        "num_records": scan.num_records,
+        "shard_size": shard_size,
+        "fingerprint": wanted,
+        "records_name": records_name,
+        "shard_digests": scan.shard_digests,
     }
     text = json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False)
-    publish_bytes(join(plan.output, PLAN_NAME), text.encode() + b"\n")
+    if not publish_new(join(output, PLAN_NAME), text.encode() + b"\n"):
+        wanted["shard_size"] = shard_size
+        return None
+    return read_plan(output)

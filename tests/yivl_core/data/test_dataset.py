@@ -9,7 +9,8 @@ import pytest
 from yivl_core.data.dataset import ValidatedDataset, is_validated_dataset, write_records
 from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageError, ImageStore
-from yivl_core.data.reading import InputSource, input_digest, read_inputs, read_rows
+from yivl_core.data.inputs import InputSource, input_digest, read_inputs
+from yivl_core.data.reading import read_rows
 from yivl_core.data.records import Record
 from yivl_core.errors import DatasetError
 

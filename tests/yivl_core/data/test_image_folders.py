@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from yivl_core.data.image_folders import find_images
+from yivl_core.data.image_folders import find_files
+from yivl_core.data.images import EXTENSIONS, Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
+
+
+def find_images(pattern: str) -> tuple[Folder, list[str]]:
+    listing = find_files(pattern, frozenset(EXTENSIONS))
+    return listing.root, [file.name for file in listing.files]
 
 
 def fill(folder: Path, *names: str) -> Path:

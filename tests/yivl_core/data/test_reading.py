@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yivl_core.data.images import ImageError, ImageReference, ImageStore
-from yivl_core.data.reading import InputRow, InputSource, Source, input_digest, read_inputs, read_rows
+from yivl_core.data.inputs import InputSource, input_digest, read_inputs
+from yivl_core.data.reading import InputRow, Source, read_rows
 from yivl_core.data.records import Record
 from yivl_core.errors import ConfigurationError, DatasetError
 
@@ -211,11 +212,11 @@ def test_names_that_only_tests_can_make_are_rows_too(make_image: Callable[..., P
 
 def test_a_prompt_that_cannot_be_asked_of_one_image_is_refused_before_reading(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(ConfigurationError, match="`images` are named without a `prompt`"):
+    with pytest.raises(ConfigurationError, match="`images` are named without a `prompt` or `task`"):
         read_inputs(InputSource(images=str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r'prompt "<image> or <image>\?": 2 <image> tag\(s\)'):
         read_inputs(InputSource(images=str(tmp_path), prompt="<image> or <image>?"))
-    with pytest.raises(ConfigurationError, match=r"`image_root` .* goes with a `dataset`, not with `images`"):
+    with pytest.raises(ConfigurationError, match=r"`image_root` .* goes with a `dataset` or a list of images, not with a folder"):
         read_inputs(InputSource(images=str(tmp_path), prompt="a", image_root=str(tmp_path)))
     (row,) = read_inputs(InputSource(images=str(tmp_path), prompt="Read <image>."))
     assert row.record is not None
@@ -241,15 +242,16 @@ def digest_of(**settings: Any) -> str:
     return input_digest(InputSource(**settings))
 
 
-def test_the_digest_of_a_file_is_that_of_its_bytes_limit_and_root(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}])
+def test_the_digest_of_a_file_is_that_of_its_rows_wherever_it_lies(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}, {"query": "b"}])
     copy = shutil.copy(path, tmp_path / "b.jsonl")
     digest = digest_of(dataset=str(path))
-    assert digest_of(dataset=str(copy)) == digest
-    others = {digest, digest_of(dataset=str(path), limit=1), digest_of(dataset=str(path), image_root=str(tmp_path))}
-    write_jsonl(path, [{"query": "b"}])
-    others.add(digest_of(dataset=str(path)))
-    assert len(others) == 4
+    assert digest_of(dataset=str(copy)) == digest == digest_of(dataset=str(path), limit=2)
+    assert digest_of(dataset=str(write_json_list(tmp_path / "a.json", [{"query": "a"}, {"query": "b"}]))) == digest
+    others = {digest, digest_of(dataset=str(path), limit=1)}
+    for rows in ([{"query": "b"}, {"query": "a"}], [{"query": "a"}, {"query": "b", "system": ""}], [{"query": "a"}, {"quarry": "b"}]):
+        others.add(digest_of(dataset=str(write_jsonl(path, rows))))
+    assert len(others) == 5
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_json_list, write_csv])
@@ -299,13 +301,14 @@ def test_the_digest_looks_for_images_below_the_root_that_is_named(make_image: Ca
     (tmp_path / "photos").mkdir()
     dataset = str(write_jsonl(tmp_path / "rows.jsonl", [{"query": "a", "images": ["a.png"]}]))
     root = str(tmp_path / "photos")
-    digests = {digest_of(dataset=dataset), digest_of(dataset=dataset, image_root=root)}
+    missing = digest_of(dataset=dataset)
+    assert digest_of(dataset=dataset, image_root=root) == missing
     make_image("photos/a.png")
-    assert digest_of(dataset=dataset) in digests
-    digests.add(digest_of(dataset=dataset, image_root=root))
-    assert len(digests) == 3
+    assert digest_of(dataset=dataset) == missing
+    found = digest_of(dataset=dataset, image_root=root)
+    assert found != missing
     make_image("a.png")
-    assert digest_of(dataset=dataset, image_root=root) in digests
+    assert digest_of(dataset=dataset, image_root=root) == found
 
 
 def test_images_that_cannot_be_used_count_as_such_and_none_is_opened(

@@ -17,7 +17,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.image_folders import find_images
+from yivl_core.data.image_folders import find_files
+from yivl_core.data.images import EXTENSIONS
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from yivl_core.export.configuration import MergeConfig
@@ -870,7 +871,7 @@ def test_a_setting_changes_the_rows(name: str, value: Any, more: dict[str, Any],
 
 def test_prompt_and_image_root_change_the_rows(infer: Infer, dataset: Path) -> None:
     folder = dataset.parent
-    names = find_images(str(folder))[1]
+    names = [file.name for file in find_files(str(folder), frozenset(EXTENSIONS)).files]
     one = infer(images=str(folder), prompt="What is it?")
     other = infer(images=str(folder / "*-0.png"), prompt="How many?", output="other")
     assert [prediction.images[0].uri for prediction in rows(one)] == list(names)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import InputSource, read_inputs
+from yivl_core.data.inputs import InputSource, read_inputs
 from yivl_core.errors import ChildFailedError, StorageError
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing
 from yivl_core.outputs.shards import ShardPlan

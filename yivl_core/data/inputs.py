@@ -1,0 +1,335 @@
+"""Input of any form -> rows, in an order that is the same every time.
+
+```
+jsonl, json list, csv, parquet --reading----------------------+
+validated-dataset folder --------dataset----------------------+--> InputRow
+folder, glob or list of images, with one prompt --image_folders+
+```
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from yivl_core.data.dataset import RECORDS_NAME, ValidatedDataset, is_validated_dataset, read_records, record_to_json
+from yivl_core.data.findings import Source, error, shown
+from yivl_core.data.image_folders import ImageListing, find_files, find_root
+from yivl_core.data.images import EXTENSIONS, Folder, ImageError, ImageReference, ImageStore
+from yivl_core.data.parquet_rows import is_parquet
+from yivl_core.data.presets import Language, Task, find_question
+from yivl_core.data.reading import InputRow, open_root, read_rows, readable, references, to_folder
+from yivl_core.data.records import ImageCountError, Record, conversation
+from yivl_core.digests import canonical_json, digest_json
+from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.storage import StoredFile, exists, is_local, join, open_binary, parent
+
+_LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
+_IMAGE_EXTENSIONS = frozenset(EXTENSIONS)
+
+
+class InputSource(BaseModel):
+    """Where records come from: a validated dataset, a file, or images with one question about each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str | None = Field(
+        default=None, description="validated-dataset folder, or a jsonl, json, csv or parquet file, here or at an fsspec URL"
+    )
+    image_root: str | None = Field(
+        default=None,
+        description="folder or fsspec URL that image paths are relative to and may not leave; default: the dataset file's own "
+        "folder, and for a validated dataset the places where its images were found",
+    )
+    images: str | None = Field(
+        default=None,
+        description="folder of images, with its subfolders, or a glob pattern, here or at an fsspec URL; or a text file with one "
+        "path a line, or parquet files that hold the images",
+    )
+    prompt: str | None = Field(default=None, description="what to ask about each image of `images`")
+    task: Task | None = Field(default=None, description="in place of a prompt: ask what this task needs")
+    language: Language = Field(default="en", description="of the question that `task` asks")
+    subject: str | None = Field(
+        default=None, description="what the task `count` counts, in Chinese with its measure word; default: objects of any kind"
+    )
+    limit: int | None = Field(default=None, ge=1, description="take the first so many rows only; default: all")
+
+    @property
+    def question(self) -> str | None:
+        """What is asked about each image of `images`."""
+        return self.prompt or (find_question(self.task, self.language, self.subject) if self.task else None)
+
+
+class Input(Protocol):
+    """Rows of an input, which may be larger than memory."""
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the rows are files that have to be listed, each of which is a row by itself."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images may lie on an object store."""
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        """The rows in order, from a number on.
+
+        Raises:
+            DatasetError: a file as a whole cannot be read, or it holds nothing. (Raised when reading comes to it.)
+            StorageError: a file or folder cannot be read.
+        """
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        """Of an input that is listed, the row of a file that was found, named in this line of a list."""
+
+
+def open_input(source: InputSource) -> Input:
+    """The input that settings name.
+
+    Raises:
+        ConfigurationError: it is not there, or the settings do not name one input.
+    """
+    if source.images is not None:
+        question = _checked_question(source)
+        if _is_parquet_pattern(source.images):
+            return _ParquetImages(source, question)
+        return _ListedImages(source, question)
+    if source.dataset is None:
+        raise ConfigurationError("no input is named; give `dataset`, or `images` and `prompt`")
+    if is_local(source.dataset) and Path(source.dataset).is_dir():
+        return _ValidatedRecords(source)
+    return _DatasetFile(source)
+
+
+def read_inputs(source: InputSource) -> Iterator[InputRow]:
+    """The rows of any input, in order; every row is there, defective ones with an error.
+
+    Raises:
+        ConfigurationError: as `open_input`.
+        DatasetError, StorageError: as `Input.rows`.
+    """
+    return open_input(source).rows()
+
+
+def input_digest(source: InputSource) -> str:
+    """sha256 (hex) of what decides the rows.
+
+    A validated dataset has its own digest. Else it is that of the rows as they are written, and of their images. Of these the
+    sizes and times of change count (on an object store the ETag), not the content, since reading a million images only for this
+    would be dear: a copy with new times has another digest, and an image that was replaced by one of the same size and time is
+    not noticed. An image that cannot be used counts as such. One whose sha256 an earlier validation has noted counts by that
+    note: it is checked when the image is loaded.
+
+    Raises:
+        ConfigurationError, DatasetError, StorageError: as `read_inputs`.
+    """
+    stated = stated_digest(source)
+    if stated is not None:
+        return stated
+    digest, store = hashlib.sha256(), ImageStore()
+    for row in read_inputs(source):
+        digest.update(row_text(row).encode() + b"\n" + image_states(row, store).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def stated_digest(source: InputSource) -> str | None:
+    """The digest of a validated dataset as that states it; None for other inputs."""
+    if source.dataset is None or not is_local(source.dataset) or not is_validated_dataset(source.dataset):
+        return None
+    return digest_json([source.limit, ValidatedDataset.open(source.dataset).digest])
+
+
+def row_text(row: InputRow) -> str:
+    """What a row says, in one line: of images whose content is known that, of others the address."""
+    if row.record is None:
+        return canonical_json([row.error_kind, row.text])
+    content = record_to_json(row.record)
+    if row.images:
+        found = iter(row.images)
+        content["images"] = [None if address is None else next(found).sha256 or address for address in row.record.images]
+    return canonical_json(content)
+
+
+def image_states(row: InputRow, store: ImageStore) -> str:
+    """Size and time of change of each image whose content nobody has noted, or what keeps it from being used.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    return "\n".join(file.state for file in found_images(row, store) if file is not None)
+
+
+def found_images(row: InputRow, store: ImageStore) -> list[StoredFile | None]:
+    """What is known of each image of a row without reading it; None where its content is known; a reason where it has none.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    return [None if image.sha256 else _found(image, store) for image in row.images]
+
+
+def _found(image: ImageReference, store: ImageStore) -> StoredFile:
+    try:
+        return store.find(image)
+    except ImageError as cause:
+        return StoredFile(image.address, 0, cause.kind, None)
+
+
+class _DatasetFile:
+    """The rows of a jsonl, json, csv or parquet file."""
+
+    is_listed = False
+
+    def __init__(self, source: InputSource) -> None:
+        self._source = source
+        self.is_remote = not is_local(source.image_root or source.dataset or "")
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        source = self._source
+        assert source.dataset is not None
+        rows = read_rows(source.dataset, source.image_root, first=first)
+        return _limited(_refuse_broken_files(rows), source.limit, first)
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        raise NotImplementedError
+
+
+class _ValidatedRecords:
+    """The records of a validated dataset."""
+
+    is_listed = False
+
+    def __init__(self, source: InputSource) -> None:
+        assert source.dataset is not None
+        self._source = source
+        self._dataset = ValidatedDataset.open(source.dataset)
+        self._root = None if source.image_root is None else open_root(source.image_root)
+        self.is_remote = isinstance(self._root, str)
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        records = read_records(Path(self._dataset.folder) / RECORDS_NAME, first) if first else iter(self._dataset)
+        rows = (
+            InputRow(source=validated.source, record=validated.record, images=references(validated.images, self._root))
+            for validated in records
+        )
+        return _limited(rows, self._source.limit, first)
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        raise NotImplementedError
+
+
+class _ParquetImages:
+    """The images that parquet files hold, with one question about each."""
+
+    is_listed = False
+
+    def __init__(self, source: InputSource, question: str) -> None:
+        self._source, self._question = source, question
+        self.is_remote = not is_local(source.image_root or source.images or "")
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        assert self._source.images is not None
+        listing = find_files(self._source.images, frozenset({".parquet"}))
+        rows = itertools.chain.from_iterable(self._rows_of(listing, file) for file in listing.files)
+        return _limited(itertools.islice(rows, first, None), self._source.limit, first)
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        raise NotImplementedError
+
+    def _rows_of(self, listing: ImageListing, file: StoredFile) -> Iterator[InputRow]:
+        return _refuse_broken_files(read_rows(join(str(listing.root), file.name), self._source.image_root, query=self._question))
+
+
+class _ListedImages:
+    """A folder, glob pattern or list of images, with one question about each."""
+
+    is_listed = True
+
+    def __init__(self, source: InputSource, question: str) -> None:
+        assert source.images is not None
+        self._pattern, self._limit, self._question = source.images, source.limit, question
+        self._list = source.images if _is_list(source.images) else None
+        if self._list is None:
+            if source.image_root is not None:
+                raise ConfigurationError(
+                    f"`image_root` {source.image_root} goes with a `dataset` or a list of images, not with a folder; leave it out"
+                )
+            self._root = find_root(source.images)
+        else:
+            self._root = open_root(source.image_root) if source.image_root else to_folder(parent(self._list))
+        self.is_remote = isinstance(self._root, str)
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        if self._list is None:
+            rows = (self.planned_row(file, None) for file in find_files(self._pattern, _IMAGE_EXTENSIONS).files)
+        else:
+            rows = (self._row(name, line, None) for line, name in _read_list(self._list))
+        return _limited(itertools.islice(rows, first, None), self._limit, first)
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        assert file is not None
+        return self._row(file.name, line, file)
+
+    def _row(self, name: str, line: int | None, file: StoredFile | None) -> InputRow:
+        if self._list is None:
+            source = Source(file=readable(join(str(self._root), name)))
+        else:
+            source = Source(file=readable(self._list), line=line)
+        image = ImageReference(uri=name, address=name, root=self._root, listed=file)
+        if readable(name) != name:
+            finding = error("bad_unicode", f"the file name {name!a} is not UTF-8", "rename the file")
+            return InputRow(source=source, findings=(finding,), images=(image,), text=readable(name))
+        return InputRow(source=source, record=Record(query=self._question, images=(name,)), images=(image,))
+
+
+def _checked_question(source: InputSource) -> str:
+    question = source.question
+    if not question:
+        raise ConfigurationError("`images` are named without a `prompt` or `task`; say what to ask about each of them")
+    try:
+        conversation(Record(query=question, images=("",)))
+    except ImageCountError as cause:
+        raise ConfigurationError(f"prompt {shown(question)}: {cause}") from cause
+    return question
+
+
+def _is_list(url: str) -> bool:
+    return PurePosixPath(url).suffix.lower() in _LIST_EXTENSIONS and (Path(url).is_file() if is_local(url) else exists(url))
+
+
+def _is_parquet_pattern(url: str) -> bool:
+    return is_parquet(url) and not (is_local(url) and Path(url).is_dir())
+
+
+def _read_list(url: str) -> Iterator[tuple[int, str]]:
+    """The paths of a list with the numbers of their lines, from 1; blank lines are left out.
+
+    Raises:
+        DatasetError: it names nothing.
+    """
+    is_empty = True
+    with open_binary(url) as file:
+        for number, line in enumerate(file, 1):
+            name = line.removesuffix(b"\n").removesuffix(b"\r")
+            if name.strip():
+                is_empty = False
+                yield number, name.decode(errors="surrogateescape")
+    if is_empty:
+        raise DatasetError(f"{url}: the list names no image; write one path a line")
+
+
+def _limited(rows: Iterable[InputRow], limit: int | None, first: int) -> Iterator[InputRow]:
+    return itertools.islice(rows, None if limit is None else max(0, limit - first))
+
+
+def _refuse_broken_files(rows: Iterator[InputRow]) -> Iterator[InputRow]:
+    for row in rows:
+        if row.source.line is None:
+            raise DatasetError(f"{row.source}: {row.error}")
+        yield row
+
+
+__all__ = ["Folder", "Input", "InputSource", "input_digest", "open_input", "read_inputs"]

@@ -1,0 +1,54 @@
+"""The rows of shards as they were planned, read as they are needed."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from yivl_core.data.inputs import Input
+from yivl_core.data.reading import InputRow
+from yivl_core.errors import DatasetError
+from yivl_core.inference.preparation import PlannedRow
+from yivl_core.outputs.input_scan import ShardDigest
+from yivl_core.outputs.shards import Shard, ShardPlan
+
+
+def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Iterator[PlannedRow]:
+    """The rows of shards, which are in record order.
+
+    Files that were listed come from the plan, so that no worker lists a million files for its thousand. Rows of a dataset are
+    read again, and have to say what they said.
+
+    Raises:
+        DatasetError: the dataset has been changed since the split was planned.
+        OutputError, StorageError: plan or input cannot be read.
+    """
+    if source.is_listed:
+        for shard in shards:
+            for index, record in zip(shard.records, plan.records(shard), strict=True):
+                row = source.planned_row(record.file, record.line)
+                yield PlannedRow(record_index=index, occurrence=record.occurrence, row=row)
+        return
+    if shards:
+        place = shards[0].first_record
+        rows = source.rows(place)
+        for shard in shards:
+            skipped = shard.first_record - place
+            yield from _checked(plan, shard, islice(rows, skipped, skipped + shard.num_records))
+            place = shard.first_record + shard.num_records
+
+
+def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterator[PlannedRow]:
+    digest, num_rows = ShardDigest(), 0
+    for index, record, row in zip(shard.records, plan.records(shard), rows, strict=False):
+        digest.update(row)
+        num_rows += 1
+        yield PlannedRow(record_index=index, occurrence=record.occurrence, row=row)
+    if num_rows < shard.num_records:
+        raise DatasetError(
+            f"the input ends at record {shard.first_record + num_rows}, and the plan counts {plan.num_records}; it was changed "
+            "during the run: bring it back and resume, or start again with an empty output folder"
+        )
+    if digest.hexdigest() != plan.shard_digests[shard.index]:
+        raise DatasetError(
+            f"records {shard.first_record} to {shard.first_record + num_rows - 1} are not those that were planned; the dataset was "
+            "changed: bring it back and resume, or start again with an empty output folder"
+        )
