@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from yivl_core.outputs.contact_sheet_style import STYLE
 from yivl_core.outputs.page import EMPTY, num, render_document, render_picture, render_start, render_text, shortened
 from yivl_core.outputs.predictions import FinishReason, Prediction, PredictionImage
+from yivl_core.outputs.sheet_style import STYLE
 from yivl_core.outputs.thumbnails import Thumbnail
 from yivl_core.storage import publish_bytes
 
@@ -137,7 +137,7 @@ def _card(row: SheetRow, shared: _Shared) -> str:
     tokens = "" if prediction.completion_tokens is None else f" · {num(prediction.completion_tokens, 'token')}"
     return (
         f'<article class="card {prediction.finish_reason}" aria-label="{name}">\n'
-        f'<div class="pictures">{_pictures(row, name)}</div>\n'
+        f'<div class="pictures{" several" if len(row.pictures) > 1 else ""}">{_pictures(row, name)}</div>\n'
         f'<div class="words">\n{_context(prediction, shared, name)}{_answer(prediction, name)}{_references(prediction)}</div>\n'
         f'<p class="id">{name}{tokens}</p>\n</article>'
     )
@@ -204,9 +204,7 @@ def _answer(prediction: Prediction, name: str) -> str:
 
 def _references(prediction: Prediction) -> str:
     references = [text for text in (prediction.reference, *prediction.references) if text is not None]
-    lines = "".join(
-        f'<div><dt>reference</dt><dd dir="auto">{_lines(text) if text.strip() else EMPTY}</dd></div>' for text in references
-    )
+    lines = "".join(f'<div><dt>reference</dt><dd dir="auto">{_lines(text)}</dd></div>' for text in references)
     return f'<dl class="references">{lines}</dl>\n' if lines else ""
 
 
@@ -218,7 +216,7 @@ def _block(kind: str, text: str, label: str) -> str:
 
 
 def _lines(text: str) -> str:
-    return render_start(text, has_lines=True)
+    return render_start(text, has_lines=True) if text.strip() else EMPTY
 
 
 def _settings(settings: Mapping[str, str]) -> str:

@@ -113,6 +113,7 @@ def test_a_question_of_all_rows_is_said_once_and_others_in_their_cards(sheet, ma
         ["What is it?" in card for card in differing.cards] == ["Be brief." in card for card in differing.cards] == [True, False]
     )
     assert "Where is it?" in differing.cards[1]
+    assert "(empty)" in sheet([make_row(0, query=" ")]).text
     assert "the same for every row" not in differing.text
 
 
@@ -145,6 +146,7 @@ def test_line_ends_are_kept_and_long_texts_can_be_scrolled_with_the_keyboard(she
     )
     assert "first\nsecond\tthird" in page.cards[0]
     assert "⏎" not in page.text
+    assert page.cards[2].count("b") == MAX_CHARACTERS
     assert f"(and {2500 - MAX_CHARACTERS} more characters)" in page.cards[2]
     scrolled = [attributes["aria-label"] for _, attributes in page.tags if "tabindex" in attributes]
     assert scrolled == ["answer of record 1", "answer of record 2"]

@@ -32,6 +32,8 @@ header .lead { margin: -12px 0 0; }
 .pictures p { align-self: center; }
 figure { display: flex; flex-direction: column; align-items: center; min-width: 0; max-width: 100%; margin: 0; }
 .pictures img, .gone { margin: auto; }
+.several figure { max-width: calc(50% - 6px); }
+.several img { width: auto; max-height: 150px; }
 figcaption { margin-top: 8px; font-size: 0.82rem; line-height: 1.35; text-align: center; white-space: pre-wrap; }
 .words { padding: 12px 16px; }
 .card .words > * + * { margin-top: 10px; }
