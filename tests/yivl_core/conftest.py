@@ -1,7 +1,11 @@
-"""Small validated datasets with real image files, for training, export and inference."""
+"""Small validated datasets with real image files, for training, export and inference; and what pages of HTML are read with."""
 
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
+from html.parser import HTMLParser
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,48 @@ def golden_cases(reference: Path) -> dict[str, Any]:
     """What the original code made of prompts, texts and whole cases: `cases.json` of the reference."""
     cases: dict[str, Any] = json.loads((reference / "cases.json").read_text(encoding="utf-8"))
     return cases
+
+
+AWKWARD = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='x",
+    "</style></title></article><!-- &lt;b&gt; &amp;",
+    "]]>\x00\x1b[31m\r",
+    "\u202egnp.exe\u2066\u200b\ufeff",
+    "שלום עולם",
+    "first\nsecond",
+    "x" * 5000,
+]
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, its text, and the text of each card."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cards: list[str] = []
+        self.text = ""
+        self._in_card = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "article":
+            self.cards.append("")
+            self._in_card = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_card = self._in_card and tag != "article"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_card:
+            self.cards[-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def draw(path: Path, seed: int) -> str:
@@ -111,3 +157,36 @@ def tight_places() -> "Callable[[YiVLConfig], Places]":
 def dataset(make_dataset: MakeDataset) -> Path:
     """Twelve records; not to be written to."""
     return make_dataset()
+
+
+@pytest.fixture
+def look_at(tmp_path: Path) -> Callable[[Path, int], dict[str, Any]]:
+    """Opens a page in Chromium, in a frame of some width, and looks at it by a script outside of it: it allows none itself.
+
+    Of each image the answer says whether it was loaded and is no wider than the page.
+    """
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine")
+    script = (
+        "const w = this.contentWindow, d = this.contentDocument, e = d.documentElement;"
+        "document.title = JSON.stringify({scroll_width: e.scrollWidth, client_width: e.clientWidth,"
+        "num_cards: d.querySelectorAll('article').length,"
+        "images: [...d.images].map(i => [i.naturalWidth > 0, i.getBoundingClientRect().width <= e.clientWidth]),"
+        "requests: w.performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).map(r => r.name)})"
+    )
+
+    def look(page: Path, width: int) -> dict[str, Any]:
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            f'<iframe style="border:0;width:{width}px;height:900px" src="{page.as_uri()}" onload="{script}"></iframe>'
+        )
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+        command = [chromium, *flags, f"--user-data-dir={tmp_path / 'home'}", frame.as_uri()]
+        html = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        title = re.search("<title>(.*)</title>", html)
+        assert title is not None, html
+        seen: dict[str, Any] = json.loads(title[1])
+        return seen
+
+    return look

@@ -4,8 +4,9 @@ import sys
 import pytest
 
 LIGHT = ["yivl_core", "yivl_core.doors", "yivl_core.data.validation", "yivl_core.data.reading", "yivl_core.outputs.shards",
-         "yivl_core.outputs.manifest", "yivl_core.evaluation.report", "yivl_core.training.configuration",
-         "yivl_core.inference.configuration", "yivl_core.export.configuration", "yivl_core.model.files"]  # fmt: skip
+         "yivl_core.outputs.contact_sheet", "yivl_core.outputs.manifest", "yivl_core.evaluation.report",
+         "yivl_core.training.configuration", "yivl_core.inference.configuration", "yivl_core.export.configuration",
+         "yivl_core.model.files"]  # fmt: skip
 
 
 def loaded(code: str) -> set[str]:

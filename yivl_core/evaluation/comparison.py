@@ -8,7 +8,8 @@ from yivl_core.evaluation.comparison_page import MARK, Origin, render_page
 from yivl_core.evaluation.configuration import ComparisonConfig, ComparisonSummary
 from yivl_core.evaluation.pairing import Group, Pairing, pair_predictions
 from yivl_core.evaluation.rows import CheckedRows
-from yivl_core.evaluation.thumbnails import Thumbnail, Thumbnails
+from yivl_core.evaluation.thumbnails import Thumbnails
+from yivl_core.outputs.thumbnails import Thumbnail
 from yivl_core.storage import exists, join, publish_bytes, read_bytes
 
 PAGE_NAME = "comparison.html"

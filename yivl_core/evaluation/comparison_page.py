@@ -1,19 +1,18 @@
 """A comparison as one HTML page: no script, no request, light and dark, wide and narrow. What others wrote is shown as text."""
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from html import escape
 
 from yivl_core.evaluation.comparison_style import STYLE
-from yivl_core.evaluation.differences import MAX_CHARACTERS, Piece, find_differences
+from yivl_core.evaluation.differences import Piece, find_differences
 from yivl_core.evaluation.metrics import NORMALISER, closest_reference, normalise
 from yivl_core.evaluation.pairing import Answer, Figures, Group, Pair, Pairing
-from yivl_core.evaluation.thumbnails import Thumbnail
+from yivl_core.outputs.page import EMPTY, num, render_document, render_picture, render_rest, render_start, render_text, shortened
+from yivl_core.outputs.thumbnails import Thumbnail
 
 MARK = '<meta name="generator" content="yivl comparison 1">'
 
-_MAX_ID_CHARACTERS = 24
 _WORDS = {  # of each group: its sign, and what it means
     Group.MENDED: ("✗ → ✓", "wrong before, right after"),
     Group.LOST: ("✓ → ✗", "right before, wrong after"),
@@ -50,19 +49,14 @@ def render_page(pairing: Pairing, pictures: Sequence[Sequence[Thumbnail]] | None
         _samples(pairing, pictures),
         _origin(before, after),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f"{MARK}\n<title>Before and after: {_num(pairing.num_matched, 'record')} answered by two models</title>\n"
-        f"<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
-    )
+    title = f"Before and after: {num(pairing.num_matched, 'record')} answered by two models"
+    return render_document(body, title=title, mark=MARK, style=STYLE)
 
 
 def _heading(pairing: Pairing) -> str:
     lines = [
         "<h1>Before and after</h1>",
-        f'<p class="lead">{_num(pairing.num_matched, "record")}, answered by the baseline (before) and by the model that is '
+        f'<p class="lead">{num(pairing.num_matched, "record")}, answered by the baseline (before) and by the model that is '
         "compared with it (after).</p>",
     ]
     for number, names, side in (
@@ -70,10 +64,10 @@ def _heading(pairing: Pairing) -> str:
         (pairing.only_after, pairing.named_after, "compared model"),
     ):
         if number:
-            named = ", ".join(f"<code>{_text(_shortened(name))}</code>" for name in names)
+            named = ", ".join(f"<code>{render_text(shortened(name))}</code>" for name in names)
             rest = f" and {number - len(names):,} more" if number > len(names) else ""
             lines.append(
-                f'<p class="note">Left out: {_num(number, "record")} that only the {side} has answered ({named}{rest}).</p>'
+                f'<p class="note">Left out: {num(number, "record")} that only the {side} has answered ({named}{rest}).</p>'
             )
     return "\n".join(lines)
 
@@ -186,7 +180,7 @@ def _how_chosen(pairing: Pairing) -> str:
     if len(pairing.samples) == pairing.num_matched:
         return "All records are shown."
     return (
-        f"{len(pairing.samples):,} of {_num(pairing.num_matched, 'record')} are shown: from each group in proportion to its "
+        f"{len(pairing.samples):,} of {num(pairing.num_matched, 'record')} are shown: from each group in proportion to its "
         "size, but at least three where it has as many; within a group those whose sample id has the smallest SHA-256, so the "
         "choice is always the same and looks at no answer."
     )
@@ -196,9 +190,11 @@ def _card(pair: Pair, thumbnails: Sequence[Thumbnail]) -> str:
     prediction = pair.prediction
     number = prediction.record_index
     rounds = len(prediction.history)
-    earlier = f' <span class="muted">(after {_num(rounds, "earlier round")})</span>' if rounds else ""
-    question = _shown(prediction.query) if prediction.query is not None else '<span class="muted">(no record)</span>'
-    pictures = "".join(_picture(picture, number, place) for place, picture in enumerate(thumbnails, 1))
+    earlier = f' <span class="muted">(after {num(rounds, "earlier round")})</span>' if rounds else ""
+    question = render_start(prediction.query) if prediction.query is not None else '<span class="muted">(no record)</span>'
+    pictures = "".join(
+        render_picture(picture, f"image {place} of record {number}") for place, picture in enumerate(thumbnails, 1)
+    )
     rows = [_line("reference", "", _reference(reference)) for reference in pair.after.references]
     rows += [_line(when, _verdict(answer), _answer(answer)) for when, answer in (("before", pair.before), ("after", pair.after))]
     return (
@@ -206,15 +202,8 @@ def _card(pair: Pair, thumbnails: Sequence[Thumbnail]) -> str:
         + (f'<div class="pictures">{pictures}</div>\n' if pictures else "")
         + f'<p class="question" dir="auto">{question}{earlier}</p>\n<dl>\n'
         + "\n".join(rows)
-        + f'\n</dl>\n<p class="id">record {number} · <code>{_text(_shortened(prediction.sample_id))}</code></p>\n</article>'
+        + f'\n</dl>\n<p class="id">record {number} · <code>{render_text(shortened(prediction.sample_id))}</code></p>\n</article>'
     )
-
-
-def _picture(picture: Thumbnail, number: int, place: int) -> str:
-    name = f"image {place} of record {number}"
-    if picture.data_uri is None:
-        return f'<div class="gone">{name} {escape(str(picture.problem))}</div>'
-    return f'<img src="{picture.data_uri}" width="{picture.width}" height="{picture.height}" alt="{name}">'
 
 
 def _line(name: str, verdict: str, text: str) -> str:
@@ -229,52 +218,28 @@ def _verdict(answer: Answer) -> str:
 
 
 def _reference(reference: str) -> str:
-    return _shown(reference) if reference.strip() else _EMPTY
+    return render_start(reference) if reference.strip() else EMPTY
 
 
 def _answer(answer: Answer) -> str:
     if answer.text is None:
-        return f'<span class="muted">(failed: {_text(str(answer.error_kind))})</span>'
+        return f'<span class="muted">(failed: {render_text(str(answer.error_kind))})</span>'
     if answer.is_empty:
-        return _EMPTY
+        return EMPTY
     if answer.is_right or not answer.references:
-        return _shown(answer.text)
+        return render_start(answer.text)
     normalised = [normalise(reference) for reference in answer.references]
     closest = answer.references[normalised.index(closest_reference(normalise(answer.text), normalised))]
     pieces = "".join(_piece(piece) for piece in find_differences(answer.text, closest))
-    return pieces + _rest(answer.text)
+    return pieces + render_rest(answer.text)
 
 
-_EMPTY = '<span class="muted">(empty)</span>'
 _TAGS = {"same": "", "other": "mark", "missing": "del"}
 
 
 def _piece(piece: Piece) -> str:
     tag = _TAGS[piece.kind]
-    return f"<{tag}>{_text(piece.text)}</{tag}>" if tag else _text(piece.text)
-
-
-def _shown(text: str) -> str:
-    """A text of any length as HTML."""
-    return _text(text[:MAX_CHARACTERS]) + _rest(text)
-
-
-def _rest(text: str) -> str:
-    rest = len(text) - MAX_CHARACTERS
-    return f' <span class="muted">(and {_num(rest, "more character")})</span>' if rest > 0 else ""
-
-
-def _text(text: str) -> str:
-    """Text as HTML that shows it and does nothing else: line ends and invisible characters are made visible."""
-    return "".join(_character(character) for character in text)
-
-
-def _character(character: str) -> str:
-    if character == "\n":
-        return '<span class="sign">⏎</span>\n'
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return f'<span class="sign">U+{ord(character):04X}</span>'
-    return escape(character)
+    return f"<{tag}>{render_text(piece.text)}</{tag}>" if tag else render_text(piece.text)
 
 
 def _origin(before: Origin, after: Origin) -> str:
@@ -291,19 +256,11 @@ def _origin(before: Origin, after: Origin) -> str:
 
 
 def _digest(digest: str | None) -> str:
-    return '<span class="muted">none</span>' if digest is None else f"<code>{_text(digest[:16])}</code>"
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _MAX_ID_CHARACTERS else name[:_MAX_ID_CHARACTERS] + "…"
+    return '<span class="muted">none</span>' if digest is None else f"<code>{render_text(digest[:16])}</code>"
 
 
 def _class(group: Group) -> str:
     return group.replace(" ", "-")
-
-
-def _num(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

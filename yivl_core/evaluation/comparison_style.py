@@ -1,30 +1,20 @@
 """The looks of the comparison page. Every colour stands beside a word or sign that says the same."""
 
-STYLE = """\
-:root {
-  --page: #f6f7f9; --card: #ffffff; --ink: #1a1d21; --muted: #5c6570; --line: #dfe3e8;
-  --good: #0a6b3d; --good-soft: #dff3e6; --bad: #a8201a; --bad-soft: #fde4e1;
-  --mended: #1f9d5c; --lost: #d9453b; --stayed-wrong: #e0a458; --stayed-right: #7fb7e0;
-  --changed: #8a7fd4; --unchanged: #a9b1bb;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171b; --card: #1d2126; --ink: #e8eaed; --muted: #a0a9b4; --line: #343a42;
-    --good: #7fdba6; --good-soft: #163a28; --bad: #ff9d94; --bad-soft: #47201d;
-    --mended: #2fb673; --lost: #e8665c; --stayed-wrong: #c98f45; --stayed-right: #4f8fbf;
-    --changed: #958be0; --unchanged: #717a85;
-  }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 48px; }
-h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -0.01em; }
-h2 { margin: 40px 0 12px; font-size: 1.25rem; }
+from yivl_core.outputs.page_style import CARD_STYLE, NOTE_STYLE, TAG_STYLE, base_style
+
+_LIGHT = """
+--mended: #1f9d5c; --lost: #d9453b; --stayed-wrong: #e0a458; --stayed-right: #7fb7e0;
+--changed: #8a7fd4; --unchanged: #a9b1bb;
+"""
+_DARK = """
+--mended: #2fb673; --lost: #e8665c; --stayed-wrong: #c98f45; --stayed-right: #4f8fbf;
+--changed: #958be0; --unchanged: #717a85;
+"""
+_TEXT = """\
 h3 { margin: 28px 0 12px; padding-left: 10px; border-left: 5px solid var(--group); font-size: 1.05rem; }
 code, dd { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-.lead { margin: 8px 0 0; color: var(--muted); font-size: 1.05rem; }
-.note, .meaning, .muted { color: var(--muted); }
-.note { margin: 10px 0; font-size: 0.9rem; }
+"""
+_FIGURES = """\
 .meaning { font-size: 0.85rem; font-weight: 400; }
 table { width: 100%; border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
 th, td { padding: 8px 14px; border-top: 1px solid var(--line); text-align: right; vertical-align: baseline; }
@@ -54,18 +44,15 @@ abbr { text-decoration: none; }
 .tiles .name { font-weight: 600; }
 .tiles .meaning { display: block; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); align-items: start; gap: 14px; }
-.card { min-width: 0; padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
-.card p, dl, dd { margin: 0; }
-.pictures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 8px; margin-bottom: 10px; }
-.pictures img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; background: #ffffff; }
-.gone { padding: 16px; background: var(--line); color: var(--ink); border-radius: 4px; font-size: 0.9rem; }
-.card .question { margin-bottom: 8px; color: var(--muted); font-size: 0.92rem; white-space: pre-wrap; }
+"""
+_ANSWERS = """\
 dl div { display: grid; grid-template-columns: 150px 1fr; gap: 2px 10px; padding: 6px 0; border-top: 1px solid var(--line); }
 dt { color: var(--muted); font-size: 0.85rem; line-height: 1.75; }
 .before dt, .after dt { display: grid; grid-template-columns: 4em auto; place-content: start; place-items: start; }
 .before .cut, .after .cut { grid-column: 2; }
 dd { min-width: 0; max-height: 12em; overflow-y: auto; white-space: pre-wrap; }
-.tag { padding: 1px 7px; border-radius: 9px; font-weight: 600; white-space: nowrap; }
+"""
+_MARKS = """\
 .right { background: var(--good-soft); color: var(--good); }
 .wrong { background: var(--bad-soft); color: var(--bad); }
 .cut { border: 1px solid var(--line); }
@@ -87,3 +74,5 @@ dd .sign, .question .sign { color: var(--muted); font-size: 0.75em; user-select:
   dd { max-height: none; }
 }
 """
+
+STYLE = base_style(light=_LIGHT, dark=_DARK) + _TEXT + NOTE_STYLE + _FIGURES + CARD_STYLE + _ANSWERS + TAG_STYLE + _MARKS

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
-MAX_CHARACTERS = 2000
+from yivl_core.outputs.page import MAX_CHARACTERS
 
 _UNIT = re.compile(r"\s+|.", re.DOTALL)
 

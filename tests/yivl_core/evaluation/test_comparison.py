@@ -13,7 +13,6 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -29,46 +28,20 @@ from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import DatasetError, OutputError, StorageError
 from yivl_core.evaluation.comparison import write_comparison
 from yivl_core.evaluation.configuration import ComparisonConfig, ComparisonSummary, EvaluationConfig
-from yivl_core.evaluation.differences import MAX_CHARACTERS, find_differences
+from yivl_core.evaluation.differences import find_differences
 from yivl_core.evaluation.metrics import normalise
 from yivl_core.evaluation.pairing import Group, share_out
 from yivl_core.evaluation.report import evaluate_predictions
 from yivl_core.outputs.manifest import write_manifest
+from yivl_core.outputs.page import MAX_CHARACTERS
 from yivl_core.outputs.predictions import Prediction, PredictionImage, write_part
 from yivl_core.storage import read_bytes
+
+from ..conftest import AWKWARD, Page
 
 Make = Callable[..., Prediction]
 Rows = Sequence[tuple[str | None, str | None]]
 TEXT = st.text(st.sampled_from("aAbB \né"), max_size=12)
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags, its text, and the text of each card."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cards: list[str] = []
-        self.text = ""
-        self._in_card = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "article":
-            self.cards.append("")
-            self._in_card = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_card = self._in_card and tag != "article"
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in_card:
-            self.cards[-1] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture
@@ -200,19 +173,6 @@ def test_only_a_comparison_is_overwritten(compare, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"comparison\.html is no comparison .*; choose another folder"):
         compare(ROWS)
     assert Path(summary.page).read_text() == "<p>mine"
-
-
-AWKWARD = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='x",
-    "</style></title></article><!-- &lt;b&gt; &amp;",
-    "]]>\x00\x1b[31m\r",
-    "\u202egnp.exe\u2066\u200b\ufeff",
-    "שלום עולם",
-    "first\nsecond",
-    "x" * 5000,
-]
 
 
 def test_what_others_wrote_is_text_and_nothing_else(compare) -> None:
@@ -390,33 +350,14 @@ def test_the_page_goes_to_any_address(tmp_path: Path, make_prediction: Make) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_scrolls_down_only_and_asks_nobody_for_anything(compare, pictures, tmp_path: Path, width: int) -> None:
-    """The page is looked at in a frame of that width, by a script outside of it: it allows none itself."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium on this machine")
+def test_a_browser_scrolls_down_only_and_asks_nobody_for_anything(compare, pictures, tmp_path, look_at, width: int) -> None:
     kept = [{"query": text * 3, "sample_id": f"{number}{text[:40]}"} for number, text in enumerate(AWKWARD)]
     awkward = [(text, text * 2, text + "z", changes) for text, changes in zip(AWKWARD, kept, strict=True)]
     summary, page = compare([*ROWS, *awkward, *rows_with(list(pictures.values()))], dataset=str(tmp_path / "validated"))
-    look = (
-        "const w = this.contentWindow, d = this.contentDocument, e = d.documentElement;"
-        "const images = [...d.images].map(i => [i.naturalWidth > 0, i.getBoundingClientRect().width <= e.clientWidth]);"
-        "document.title = JSON.stringify([e.scrollWidth, e.clientWidth, d.querySelectorAll('article').length, images,"
-        "w.performance.getEntriesByType('resource').filter(r => !r.name.startsWith('data:')).map(r => r.name)])"
-    )
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<iframe style="border:0;width:{width}px;height:900px" src="{Path(summary.page).as_uri()}" onload="{look}"></iframe>'
-    )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    command = [chromium, *flags, f"--user-data-dir={tmp_path / 'home'}", frame.as_uri()]
-    seen = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    title = re.search("<title>(.*)</title>", seen)
-    assert title is not None, seen
-    scroll_width, client_width, num_cards, images, requests = json.loads(title[1])
-    assert scroll_width <= client_width <= width
-    assert client_width > width - 20
-    assert num_cards == len(page.cards) == 22
-    assert images == [[True, True]] * len(page.all("img"))
-    assert len(images) == 4
-    assert requests == []
+    seen = look_at(Path(summary.page), width)
+    assert seen["scroll_width"] <= seen["client_width"] <= width
+    assert seen["client_width"] > width - 20
+    assert seen["num_cards"] == len(page.cards) == 22
+    assert seen["images"] == [[True, True]] * len(page.all("img"))
+    assert len(seen["images"]) == 4
+    assert seen["requests"] == []
