@@ -4,15 +4,13 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from yivl_core.errors import BusyError, ConfigurationError, StorageError
+from yivl_core.errors import ConfigurationError, StorageError
 from yivl_core.model.tensors import save_tensors
 from yivl_core.storage import (
     exists,
@@ -21,14 +19,12 @@ from yivl_core.storage import (
     join,
     list_files,
     local_path,
-    move_aside,
     open_binary,
     publish_bytes,
     publish_file,
     publish_folder,
     read_bytes,
     remove_unfinished,
-    sole_user,
 )
 
 
@@ -303,85 +299,6 @@ def test_only_a_local_address_is_a_path() -> None:
 )
 def test_addresses_are_joined_by_one_slash(parts: tuple[str, ...], expected: str) -> None:
     assert join(*parts) == expected
-
-
-# Alone in a folder
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from yivl_core.storage import sole_user
-with sole_user(Path("run"), Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which holds the lock of the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_a_folder_in_which_another_process_works_is_refused(
-    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.2)
-    message = rf"{tmp_path}: another process works in this folder; wait for it, or choose another folder"
-    with pytest.raises(BusyError, match=message), sole_user(tmp_path, tmp_path / ".lock"):
-        pytest.fail("both at once")
-
-
-def test_a_folder_is_free_again_when_its_user_was_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    killer = threading.Timer(0.3, holder.kill)
-    killer.start()
-    with sole_user(tmp_path, tmp_path / ".lock"):
-        assert holder.wait() == -9
-    killer.join()
-    assert names(tmp_path) == []
-
-
-def test_a_lock_that_cannot_be_written_says_where(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("...")
-    with (
-        pytest.raises(StorageError, match=r"file.*(choose another path|check the path)"),
-        sole_user(tmp_path, tmp_path / "file" / ".lock"),
-    ):
-        pytest.fail("no lock")
-
-
-def test_a_folder_steps_aside_unless_somebody_works_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
-    folder, aside = tmp_path / "folder", tmp_path / "aside"
-    folder.mkdir()
-    (folder / "content").write_text("...")
-    with sole_user(folder, folder / ".lock"), pytest.raises(BusyError, match="folder: another process works in this folder"):
-        move_aside(folder, aside)
-    move_aside(folder, aside)
-    assert (names(tmp_path), names(aside)) == (["aside"], ["content"])
-    with pytest.raises(StorageError, match="folder"):
-        move_aside(tmp_path / "aside" / "content" / "folder", aside)
-
-
-def test_the_lock_of_who_comes_after_a_move_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    rename = Path.rename
-
-    def rename_and_come(path: Path, target: Path) -> Path:
-        moved = rename(path, target)
-        path.mkdir()
-        (path / ".lock").touch()
-        return moved
-
-    monkeypatch.setattr(Path, "rename", rename_and_come)
-    move_aside(folder, tmp_path / "aside")
-    assert (names(folder), names(tmp_path / "aside")) == ([".lock"], [])
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
