@@ -37,8 +37,9 @@ from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import ComparisonConfig, EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
+from yivl_core.locks import move_aside
 from yivl_core.settings import narrow
-from yivl_core.storage import join, move_aside, publish_bytes
+from yivl_core.storage import join, publish_bytes
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 
 Summary = TypeVar("Summary")

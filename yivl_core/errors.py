@@ -9,6 +9,7 @@ YivlError                 something the user can mend; shown as one message, wit
 │   └── IncompleteError   predictions that are not all there yet                    exit 4
 ├── BusyError             an output folder that another process works in            exit 75
 ├── StorageError          reading or writing failed; may pass, so tasks try again   exit 74
+├── FileTooLargeError     a file that is larger than what may be read             exit 1
 ├── ChildFailedError      a child process died without a report                     exit 70
 └── Interrupted           stopped on request; what was finished is kept             exit 130
 ```
@@ -59,6 +60,12 @@ class StorageError(YivlError):
     """Reading or writing failed for a reason outside the program: full disk, permission, network."""
 
     exit_code = 74
+
+
+class FileTooLargeError(YivlError):
+    """A file is larger than the reader allows."""
+
+    exit_code = 1
 
 
 class ChildFailedError(YivlError):

@@ -1,28 +1,29 @@
-"""The one module that calls fsspec: read, list, and publish in one step.
+"""Files by their addresses: read, list, and publish in one step.
+
+Only this module, `listing.py` and `filesystems.py` deal with fsspec.
 
 A `*_url` is an fsspec address (`s3://bucket/key`, `memory://x`) or a plain local path; a `*_path` is a local `Path`.
 What is published appears complete or not at all: a temporary name and one rename on a local disk, one put on an object store.
 A process killed in between leaves a file named `.NAME.tmp-*` that nothing reads; the next process that locks the place
-removes it.
+removes it (`locks.py`).
 """
 
 import errno
-import glob
 import os
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import BaseFileLock, FileLock, Timeout
-from fsspec.core import url_to_fs
+from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError
+from yivl_core.filesystems import filesystem_of, is_s3
+from yivl_core.object_stores import answer_code, explain, without_secrets
 
-from yivl_core.errors import BusyError, ConfigurationError, StorageError
-
-LOCK_NAME = ".lock"  # of a lock in the folder that is worked on
-_LOCK_TIMEOUT_S = 15.0  # a child whose parent was killed may take some seconds to end
+_NUM_CREATE_TRIES = 6  # while another process creates the same file
 
 
 def is_local(url: str) -> bool:
@@ -37,7 +38,7 @@ def local_path(url: str, purpose: str) -> Path:
         ConfigurationError: it is remote, and `purpose` (said in the message) needs a local folder.
     """
     if not is_local(url):
-        raise ConfigurationError(f"{url}: {purpose} has to be a folder on this machine")
+        raise ConfigurationError(f"{without_secrets(url)}: {purpose} has to be a folder on this machine")
     return Path(url)
 
 
@@ -56,33 +57,67 @@ def parent(url: str) -> str:
 def is_file(url: str) -> bool:
     """Whether a file, not a folder, is there."""
     with storage_errors(url):
-        filesystem, path = _filesystem(url)
+        filesystem, path = filesystem_of(url)
         return bool(filesystem.isfile(path))
 
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     with storage_errors(url):
-        filesystem, path = _filesystem(url)
-        return bool(filesystem.exists(path))
+        filesystem, path = filesystem_of(url)
+        try:
+            filesystem.info(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if explain(error) is not None:  # the bucket is not there
+                raise
+            return False
+        return True
 
 
 def list_files(url: str) -> list[str]:
     """The names of the files directly in a folder, sorted; empty where there is no such folder. Temporary files are left out."""
     with storage_errors(url):
-        filesystem, path = _filesystem(url)
+        filesystem, path = filesystem_of(url)
         if not filesystem.isdir(path):
             return []
-        names = (
-            entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file"
-        )
-        return sorted(name for name in names if not is_temporary(name))
+        names = (entry["name"].rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True) if entry["type"] == "file")
+        return sorted(name for name in names if name and not is_temporary(name))  # no name: the mark of a folder
 
 
 def read_bytes(url: str) -> bytes:
     """A whole file."""
     with open_binary(url) as file:
         return bytes(file.read())
+
+
+def read_limited(url: str, max_bytes: int) -> bytes:
+    """A whole file that is not larger than allowed, with one request where it lies on an object store.
+
+    Raises:
+        FileTooLargeError: it is larger; no more than `max_bytes` and one were read to know that.
+        StorageError: there is no such file, or it cannot be read.
+    """
+    with storage_errors(url):
+        if is_local(url):
+            with Path(url).open("rb") as file:
+                is_larger = os.fstat(file.fileno()).st_size > max_bytes
+                data = b"" if is_larger else file.read()
+        else:
+            data = _read_start(url, max_bytes + 1)
+            is_larger = len(data) > max_bytes
+    if is_larger:
+        raise FileTooLargeError(f"{without_secrets(url)}: the file is larger than {max_bytes} bytes")
+    return data
+
+
+def _read_start(url: str, num_bytes: int) -> bytes:
+    filesystem, path = filesystem_of(url)
+    try:
+        return bytes(filesystem.cat_file(path, start=0, end=num_bytes))
+    except OSError as error:
+        if answer_code(error) not in ("InvalidRange", "416"):
+            raise
+        return b""  # an empty file has no first byte to begin with
 
 
 @contextmanager
@@ -93,21 +128,87 @@ def open_binary(url: str) -> Iterator[IO[bytes]]:
         StorageError: there is no such file, or it cannot be read.
     """
     with storage_errors(url):
-        filesystem, path = _filesystem(url)
+        filesystem, path = filesystem_of(url)
         with filesystem.open(path, "rb") as file:
             yield file
 
 
 def publish_bytes(url: str, data: bytes) -> None:
     """Write a file in one step, replacing what was there."""
+    if is_local(url):
+        with publish_file(Path(url)) as temporary_path:
+            temporary_path.write_bytes(data)
+        return
     with storage_errors(url):
-        filesystem, path = _filesystem(url)
-        if is_local(url):
-            with publish_file(Path(path)) as temporary_path:
-                temporary_path.write_bytes(data)
-            return
-        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        filesystem, path = filesystem_of(url)
+        _make_parent(filesystem, path)
         filesystem.pipe_file(path, data)
+
+
+def publish_new(url: str, data: bytes) -> bool:
+    """Write a file in one step unless there is one; of processes that do so at the same time one alone succeeds.
+
+    Object stores have to know conditional writes (`If-None-Match`); Amazon's and MinIO's do. When the answer to a successful
+    write is lost on the way and the write is tried again, the own file counts as one that was there.
+
+    Returns:
+        Whether the file was created; False where one of this name was there, which stays as it is.
+    """
+    with storage_errors(url):
+        return _link_new(Path(url), data) if is_local(url) else _put_new(url, data)
+
+
+def _link_new(path: Path, data: bytes) -> bool:
+    temporary_path = _temporary_sibling(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary_path.write_bytes(data)
+        _flush_to_disk(temporary_path)
+        try:
+            path.hardlink_to(temporary_path)  # a rename would replace what is there
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        with suppress(OSError):
+            temporary_path.unlink()
+
+
+def _put_new(url: str, data: bytes) -> bool:
+    filesystem, path = filesystem_of(url)
+    _make_parent(filesystem, path)
+    for number in range(1, _NUM_CREATE_TRIES + 1):
+        try:
+            filesystem.pipe_file(path, data, mode="create")
+        except OSError as error:
+            code = answer_code(error)
+            if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
+                return False
+            if code != "ConditionalRequestConflict" or number == _NUM_CREATE_TRIES:
+                raise
+            time.sleep(0.1 * 2**number)  # the other process may fail yet
+        else:
+            return True
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def publish_from_file(url: str) -> Iterator[Path]:
+    """A temporary local path to write to; on success published in one step, replacing what was there; removed in any case.
+
+    On this machine it is a sibling of the file, as of `publish_file`; for other addresses it lies in the system's folder for
+    temporary files (TMPDIR), which needs room for it.
+    """
+    if is_local(url):
+        with publish_file(Path(url)) as temporary_path:
+            yield temporary_path
+        return
+    with storage_errors(url), tempfile.TemporaryDirectory(prefix="yivl-") as folder:
+        filesystem, path = filesystem_of(url)
+        temporary_path = Path(folder) / "file"
+        yield temporary_path
+        _make_parent(filesystem, path)
+        filesystem.put_file(str(temporary_path), path)
 
 
 @contextmanager
@@ -143,64 +244,6 @@ def publish_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary_path, ignore_errors=True)
 
 
-@contextmanager
-def sole_user(place: Path, lock_path: Path) -> Iterator[None]:
-    """Within this block no other process that asks for the same lock works here. It ends with the process, however that ends.
-
-    Args:
-        place: what is worked on, for the message.
-        lock_path: an empty file, there as long as the block lasts.
-
-    Raises:
-        BusyError: another process holds the lock, and did not end within a few seconds.
-        StorageError: the lock file cannot be written.
-    """
-    lock = _lock(place, lock_path)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock_path.unlink()
-        lock.release()
-
-
-@contextmanager
-def sole_publisher(path: Path) -> Iterator[None]:
-    """As `sole_user`, for who publishes a folder as a whole. What killed processes left half-written of it is removed."""
-    path = path.resolve()
-    with sole_user(path, path.with_name(f".{path.name}.lock")):
-        remove_unfinished(path.parent, glob.escape(path.name))
-        yield
-
-
-def move_aside(folder: Path, aside: Path) -> None:
-    """Rename a folder in which nobody works.
-
-    Raises:
-        BusyError: somebody does, who has locked it by `LOCK_NAME` in it.
-        StorageError: it cannot be renamed.
-    """
-    lock = _lock(folder, folder / LOCK_NAME)
-    try:
-        with storage_errors(str(folder)):
-            folder.rename(aside)
-            (aside / LOCK_NAME).unlink()  # at the old place somebody else's may be by now
-    finally:
-        lock.release()
-
-
-def _lock(place: Path, lock_path: Path) -> BaseFileLock:
-    lock = FileLock(lock_path, timeout=_LOCK_TIMEOUT_S)
-    with storage_errors(str(lock_path)):
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        lock_path.touch()  # where it cannot be, the next line would wait for it
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(f"{place}: another process works in this folder; wait for it, or choose another folder") from error
-    return lock
-
-
 def remove_unfinished(folder: Path, pattern: str = "*") -> None:
     """Remove what killed processes left half-written in a folder; only for who alone works on it.
 
@@ -215,19 +258,9 @@ def remove_unfinished(folder: Path, pattern: str = "*") -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    """What fsspec reads and writes an address with, and the address as that takes it.
-
-    Raises:
-        ConfigurationError: there is no such kind of address, or the package for it is not installed.
-    """
-    try:
-        filesystem, path = url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise ConfigurationError(
-            f"{url}: addresses of this kind cannot be used ({error}); give a path of this machine"
-        ) from error
-    return filesystem, path
+def _make_parent(filesystem: Any, path: str) -> None:
+    if not is_s3(filesystem):  # it has no folders, and s3fs would create a bucket that is not there
+        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
 
 
 def is_temporary(name: str) -> bool:
@@ -271,19 +304,47 @@ _REMEDIES: dict[int | None, str] = {
     errno.EACCES: "permission denied; check who owns the folder",
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "there is no such file or folder; check the path",
+    errno.EISDIR: "this is a folder, where a file belongs; check the path",
     errno.EEXIST: "a file of this name is there already, where a folder belongs; choose another path",
     errno.EBUSY: "a mounted folder cannot be replaced as a whole; name a folder below it",
     errno.ENOTDIR: "a part of this path is a file, not a folder; check the path",
 }
 
 
+# Of errors that s3fs and other filesystems raise without a number.
+_NUMBERS = {
+    FileNotFoundError: errno.ENOENT,
+    PermissionError: errno.EACCES,
+    FileExistsError: errno.EEXIST,
+    IsADirectoryError: errno.EISDIR,
+    NotADirectoryError: errno.ENOTDIR,
+}
+
+
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turns errors of the operating system into a `StorageError` that names the place and the remedy."""
+    """Turns errors of disks and object stores into errors that name the place and the remedy, without secrets.
+
+    The cause of a `StorageError` is an `OSError` with the number ENOENT where a file or folder is not there (`is_missing`), and
+    else not: then the disk or the store fails.
+    """
     try:
         yield
-    except OSError as error:
-        raise StorageError(describe_os_error(error, url)) from error
+    except Exception as error:
+        explained = explain(error)
+        if explained is not None:
+            kind, message = explained
+            raise kind(f"{without_secrets(url)}: {message}") from error
+        if not isinstance(error, OSError):
+            raise
+        if error.errno is None:
+            error.errno = _NUMBERS.get(type(error))
+        raise StorageError(describe_os_error(error, without_secrets(url))) from error
+
+
+def is_missing(error: StorageError) -> bool:
+    """Whether the reason is that a file or folder is not there."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENOENT
 
 
 def describe_os_error(error: OSError, place: Any) -> str:

@@ -1,14 +1,20 @@
-"""Small validated datasets with real image files, for training, export and inference; and what pages of HTML are read with."""
+"""Small validated datasets with real image files, for training, export and inference; pages of HTML; and an object store."""
 
+import gc
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -190,3 +196,123 @@ def look_at(tmp_path: Path) -> Callable[[Path, int], dict[str, Any]]:
         return seen
 
     return look
+
+
+@dataclass
+class Failure:
+    """What is answered to the next `times` requests that hold `part`, in place of the store."""
+
+    part: str
+    method: str | None
+    status: int
+    body: bytes
+    times: float
+    num_answers: int = 0
+
+    def is_due(self, method: str, asked: str) -> bool:
+        """Whether this request is one of those."""
+        return self.part in asked and self.method in (None, method) and self.num_answers < self.times
+
+
+class FlakyS3:
+    """Stands before the object store: notes what is asked, and answers chosen requests with an error.
+
+    A request is known by its method and what it asks for: `/BUCKET/KEY?QUERY`, decoded.
+    """
+
+    def __init__(self, store: Callable[..., Iterable[bytes]]) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self._store = store
+        self._failures: list[Failure] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """WSGI."""
+        method, asked = environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1").decode()
+        if environ.get("QUERY_STRING"):
+            asked += "?" + unquote(environ["QUERY_STRING"])
+        with self._lock:  # the store itself does not keep two conditional writes apart
+            self.requests.append((method, asked))
+            failure = next((one for one in self._failures if one.is_due(method, asked)), None)
+            if failure is None:
+                return self._store(environ, start_response)
+            failure.num_answers += 1
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(f"{failure.status} -", [("Content-Type", "application/xml"), ("Content-Length", str(len(failure.body)))])
+        return [b"" if method == "HEAD" else failure.body]
+
+    def count(self, method: str, part: str = "") -> int:
+        """How many requests of this method, with `part` in what they asked for, have come in this test."""
+        return sum(one == method and part in asked for one, asked in self.requests)
+
+    @contextmanager
+    def failing(
+        self,
+        part: str,
+        *,
+        status: int = 503,
+        code: str = "SlowDown",
+        times: float = float("inf"),
+        method: str | None = None,
+        body: str | None = None,
+    ) -> Iterator[Failure]:
+        """Requests with `part` in what they ask for are answered by an error: always, or the next `times`."""
+        text = f"<Error><Code>{code}</Code><Message>So it is.</Message></Error>" if body is None else body
+        failure = Failure(part, method, status, text.encode(), times)
+        self._failures.append(failure)
+        try:
+            yield failure
+        finally:
+            self._failures.remove(failure)
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[tuple[FlakyS3, str]]:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    class QuietRequestHandler(MotoRequestHandler):
+        def log(self, *_: Any) -> None:
+            pass
+
+    flaky = FlakyS3(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, flaky, threaded=True, request_handler=QuietRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield flaky, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(_object_store: tuple[FlakyS3, str]) -> Iterator[str]:
+    """The address of an object store, to which the environment leads all `s3://` addresses from now on."""
+    from s3fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", _object_store[1])
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTTESTTESTTEST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-tests")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield _object_store[1]
+        S3FileSystem.clear_instance_cache()
+        gc.collect()  # the client's connections are closed while there is somebody at the other end
+
+
+@pytest.fixture
+def flaky_s3(_object_store: tuple[FlakyS3, str], s3_server: str) -> FlakyS3:
+    """The same store, to be watched and disturbed."""
+    flaky, _ = _object_store
+    flaky.requests.clear()
+    return flaky
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """A new bucket on an empty object store."""
+    for method, path in (("POST", "moto-api/reset"), ("PUT", "bucket")):
+        with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/{path}", method=method)):
+            pass
+    return "s3://bucket"

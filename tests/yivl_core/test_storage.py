@@ -5,30 +5,32 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from yivl_core.errors import BusyError, ConfigurationError, StorageError
+from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError
 from yivl_core.model.tensors import save_tensors
 from yivl_core.storage import (
     exists,
     is_local,
+    is_missing,
     is_temporary,
     join,
     list_files,
     local_path,
-    move_aside,
     open_binary,
     publish_bytes,
     publish_file,
     publish_folder,
+    publish_from_file,
+    publish_new,
     read_bytes,
+    read_limited,
     remove_unfinished,
-    sole_user,
 )
 
 
@@ -268,18 +270,135 @@ def test_what_was_published_can_be_read_and_listed(root: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(root: str) -> None:
-    with pytest.raises(StorageError, match=r"gone.bin: (there is no such file or folder; check the path|)"):
+    with pytest.raises(StorageError, match=r"gone.bin: there is no such file or folder; check the path"):
         read_bytes(join(root, "gone.bin"))
 
 
-@pytest.mark.parametrize("url", ["nope://bucket/key", "s3://bucket/key"])
-def test_an_address_that_nothing_here_can_open_is_refused(url: str) -> None:
-    """The package for s3 is not among the requirements."""
+def test_an_address_that_nothing_here_can_open_is_refused() -> None:
     for use in (exists, list_files, read_bytes, lambda url: publish_bytes(url, b"")):
         with pytest.raises(
-            ConfigurationError, match=rf"{url}: addresses of this kind cannot be used \(.+\); give a path of this"
+            ConfigurationError, match=r"nope://bucket/key: addresses of this kind cannot be used \(.+\); give a path of this"
         ):
-            use(url)
+            use("nope://bucket/key")
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_command(repository: Path) -> None:
+    code = "import sys; sys.modules['s3fs'] = None; from yivl_core.storage import exists; exists('s3://bucket/key')"
+    process = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert process.stderr.splitlines()[-1] == (
+        "yivl_core.errors.ConfigurationError: s3://bucket/key: addresses of this kind cannot be used "
+        "(Install s3fs to access S3); pip install 'yivl[s3]'"
+    )
+
+
+# Limits
+
+
+def test_a_file_is_read_up_to_the_limit_and_a_larger_one_is_an_error(root: str) -> None:
+    url = join(root, "a.bin")
+    for content in (b"", b"1234"):
+        publish_bytes(url, content)
+        assert read_limited(url, 4) == content
+    publish_bytes(url, b"12345")
+    with pytest.raises(FileTooLargeError, match=r"a.bin: the file is larger than 4 bytes"):
+        read_limited(url, 4)
+    with pytest.raises(StorageError, match=r"gone: there is no such file or folder; check the path") as error:
+        read_limited(join(root, "gone"), 4)
+    assert is_missing(error.value)
+
+
+# The first one wins
+
+
+def test_a_new_file_is_created_once(root: str) -> None:
+    url = join(root, "deep", "plan.json")
+    assert publish_new(url, b"first")
+    assert not publish_new(url, b"second")
+    assert read_bytes(url) == b"first"
+    assert list_files(join(root, "deep")) == ["plan.json"]
+
+
+def test_a_new_file_that_fails_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(StorageError, match=r"the disk is full"):
+        publish_new(str(small_disk / "a"), bytes(3_000_000))
+    assert names(small_disk) == []
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from yivl_core.storage import publish_new
+folder, name = Path(sys.argv[1]), sys.argv[2].encode()
+print("ready", flush=True)
+start, num_wins = float(sys.stdin.readline()), 0
+for number in range(50):
+    while time.time() < start + 0.02 * number:  # both at the same moment
+        pass
+    num_wins += publish_new(str(folder / str(number)), name * 100_000)
+print(num_wins)
+"""
+
+
+def test_of_processes_that_create_the_same_files_one_wins_each(tmp_path: Path, repository: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path / "race"), name],
+            cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name in "ab"
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    start = time.time() + 0.2
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{start}\n")
+        process.stdin.flush()
+    wins = [int(process.communicate()[0]) for process in processes]
+    assert sum(wins) == 50
+    contents = [path.read_bytes() for path in (tmp_path / "race").iterdir()]
+    assert [contents.count(name * 100_000) for name in (b"a", b"b")] == wins
+
+
+def test_a_file_that_appears_at_the_last_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plan.json"
+    monkeypatch.setattr(os, "fsync", lambda descriptor: path.write_bytes(b"of another process"))
+    assert not publish_new(str(path), b"own")
+    assert path.read_bytes() == b"of another process"
+    assert names(tmp_path) == ["plan.json"]
+
+
+# From a local file
+
+
+def test_what_was_written_to_a_file_is_published(root: str) -> None:
+    url = join(root, "deep", "a.parquet")
+    for content in (b"one", b"two"):
+        with publish_from_file(url) as path:
+            path.write_bytes(content)
+            assert list_files(join(root, "deep")) == ([] if content == b"one" else ["a.parquet"])
+        assert read_bytes(url) == content
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [Trouble, KeyboardInterrupt])
+def test_a_file_that_was_not_finished_is_not_published(root: str, error: type[BaseException]) -> None:
+    paths = []
+
+    def fail() -> None:
+        with publish_from_file(join(root, "a.parquet")) as path:
+            paths.append(path)
+            path.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert not exists(join(root, "a.parquet"))
+    assert not paths[0].exists()
+
+
+# Addresses
 
 
 def test_only_a_local_address_is_a_path() -> None:
@@ -303,85 +422,6 @@ def test_only_a_local_address_is_a_path() -> None:
 )
 def test_addresses_are_joined_by_one_slash(parts: tuple[str, ...], expected: str) -> None:
     assert join(*parts) == expected
-
-
-# Alone in a folder
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from yivl_core.storage import sole_user
-with sole_user(Path("run"), Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which holds the lock of the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".lock")], stdout=subprocess.PIPE, text=True)
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_a_folder_in_which_another_process_works_is_refused(
-    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.2)
-    message = rf"{tmp_path}: another process works in this folder; wait for it, or choose another folder"
-    with pytest.raises(BusyError, match=message), sole_user(tmp_path, tmp_path / ".lock"):
-        pytest.fail("both at once")
-
-
-def test_a_folder_is_free_again_when_its_user_was_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    killer = threading.Timer(0.3, holder.kill)
-    killer.start()
-    with sole_user(tmp_path, tmp_path / ".lock"):
-        assert holder.wait() == -9
-    killer.join()
-    assert names(tmp_path) == []
-
-
-def test_a_lock_that_cannot_be_written_says_where(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("...")
-    with (
-        pytest.raises(StorageError, match=r"file.*(choose another path|check the path)"),
-        sole_user(tmp_path, tmp_path / "file" / ".lock"),
-    ):
-        pytest.fail("no lock")
-
-
-def test_a_folder_steps_aside_unless_somebody_works_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
-    folder, aside = tmp_path / "folder", tmp_path / "aside"
-    folder.mkdir()
-    (folder / "content").write_text("...")
-    with sole_user(folder, folder / ".lock"), pytest.raises(BusyError, match="folder: another process works in this folder"):
-        move_aside(folder, aside)
-    move_aside(folder, aside)
-    assert (names(tmp_path), names(aside)) == (["aside"], ["content"])
-    with pytest.raises(StorageError, match="folder"):
-        move_aside(tmp_path / "aside" / "content" / "folder", aside)
-
-
-def test_the_lock_of_who_comes_after_a_move_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    rename = Path.rename
-
-    def rename_and_come(path: Path, target: Path) -> Path:
-        moved = rename(path, target)
-        path.mkdir()
-        (path / ".lock").touch()
-        return moved
-
-    monkeypatch.setattr(Path, "rename", rename_and_come)
-    move_aside(folder, tmp_path / "aside")
-    assert (names(folder), names(tmp_path / "aside")) == ([".lock"], [])
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from yivl_core.data.images import Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
-from yivl_core.storage import StoredFile, describe_os_error, is_file, is_local, list_tree
+from yivl_core.listing import StoredFile, list_tree
+from yivl_core.storage import describe_os_error, is_file, is_local
 
 _ROWS_PER_INSERT = 10_000
-_SORT_CACHE_KIB = 16_000
+_CACHE_KIB = 16_000
 _READABLE_BY_ALL = 0o444
 
 
@@ -187,7 +188,7 @@ def _sorted(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
         closing(sqlite3.connect(f"{folder}/files.db", isolation_level=None, check_same_thread=False)) as database,
     ):
         database.executescript(
-            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -{_SORT_CACHE_KIB};"
+            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};"
             "CREATE TABLE files (name BLOB, num_bytes INTEGER, state TEXT, content_key TEXT)"
         )
         source = iter(files)

@@ -22,8 +22,9 @@ from PIL import Image
 
 from yivl_core.data.decoding import DecodedImage, ImageError, decode_image
 from yivl_core.data.findings import shown
-from yivl_core.errors import StorageError
-from yivl_core.storage import FileTooLargeError, StoredFile, describe_os_error, file_state, join, read_limited
+from yivl_core.errors import FileTooLargeError, StorageError
+from yivl_core.listing import StoredFile, file_state
+from yivl_core.storage import describe_os_error, is_missing, join, read_limited
 
 __all__ = ["DecodedImage", "ImageError", "ImageInfo", "ImageReference", "ImageStore", "LoadedImage", "decode_image"]
 
@@ -368,7 +369,7 @@ def _missing_told(image: ImageReference) -> Iterator[None]:
     try:
         yield
     except StorageError as cause:
-        if getattr(cause.__cause__, "errno", None) != errno.ENOENT:
+        if not is_missing(cause):
             raise
         raise ImageError("image_missing", f"image {shown(image.uri)} is not there ({cause})", _MISSING_REMEDY) from cause
 

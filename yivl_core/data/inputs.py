@@ -25,7 +25,8 @@ from yivl_core.data.reading import InputRow, open_root, read_rows, readable, ref
 from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
-from yivl_core.storage import StoredFile, exists, is_local, join, open_binary, parent
+from yivl_core.listing import StoredFile
+from yivl_core.storage import exists, is_local, join, open_binary, parent
 
 _LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
 _IMAGE_EXTENSIONS = frozenset(EXTENSIONS)

@@ -1,4 +1,4 @@
-"""Questions that are asked of every image of a folder again and again, in English and Chinese, so that nobody has to word them."""
+"""Questions that are asked of every image of a folder, in English and Chinese, so that nobody has to word them."""
 
 from typing import Literal
 

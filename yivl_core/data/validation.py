@@ -24,8 +24,9 @@ from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock, ImageChecker
 from yivl_core.data.row_workers import FileRows, check_rows, count_cores
 from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import OutputError
+from yivl_core.locks import sole_publisher
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder, sole_publisher
+from yivl_core.storage import local_path, publish_folder
 
 _ROWS_PER_PROGRESS = 50
 

@@ -16,6 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from yivl_core.errors import CheckpointError, ConfigurationError, OutputError
 from yivl_core.export.configuration import MergeConfig, MergeSummary, find_base
+from yivl_core.locks import sole_publisher
 from yivl_core.model.adapters import check_base, load_adapter, merge_tensors
 from yivl_core.model.devices import resolve_device
 from yivl_core.model.files import (
@@ -32,7 +33,7 @@ from yivl_core.model.tensors import LazyTensor
 from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
 from yivl_core.processing.processor import Processor
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_bytes, publish_folder, sole_publisher
+from yivl_core.storage import local_path, publish_bytes, publish_folder
 
 _STEPS = ("read", "merge", "compare", "publish")
 # Largest difference of a logit, as a share of the largest logit: what rounding the merged weights to each dtype can do, and what

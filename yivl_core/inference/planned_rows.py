@@ -49,6 +49,6 @@ def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterato
         )
     if digest.hexdigest() != plan.shard_digests[shard.index]:
         raise DatasetError(
-            f"records {shard.first_record} to {shard.first_record + num_rows - 1} are not those that were planned; the dataset was "
-            "changed: bring it back and resume, or start again with an empty output folder"
+            f"records {shard.first_record} to {shard.first_record + num_rows - 1} are not those that were planned; the dataset "
+            "was changed: bring it back and resume, or start again with an empty output folder"
         )

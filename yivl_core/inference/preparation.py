@@ -160,8 +160,8 @@ def preparing(
         prepare: makes one ready; beside a GPU it goes to other processes, and so do items and results.
         device: where the model runs. On a CPU there is one thread: the model loses more by further ones than they bring.
         num_ahead: most items that are ready, or being made so, before they are taken.
-        fetch: brings what an item needs over a network, before it is made ready; None: nothing is needed. It waits most of the time,
-            so it is done in threads of this process.
+        fetch: brings what an item needs over a network, before it is made ready; None: nothing is needed. It waits most of the
+            time, so it is done in threads of this process.
 
     Yields:
         What gives items, made ready, in their order. It raises what `prepare` raises, and `ChildFailedError` where a helper dies.

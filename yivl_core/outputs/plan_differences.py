@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterable, Iterator
 
+from yivl_core.listing import StoredFile
 from yivl_core.outputs.input_scan import InputScan
 from yivl_core.outputs.record_table import PlannedRecord
-from yivl_core.storage import StoredFile
 
 _SHOWN = {"new": ("is new", "are new"), "gone": ("is gone", "are gone"), "changed": ("was changed", "were changed")}
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from yivl_core.digests import digest_file
 from yivl_core.errors import OutputError
+from yivl_core.listing import StoredFile
 from yivl_core.outputs.sample_ids import numbered
-from yivl_core.storage import StoredFile, open_binary
+from yivl_core.storage import open_binary
 
 _ROWS_AT_A_TIME = 10_000
 _ROWS_PER_GROUP = 20_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from yivl_core.data.images import ImageStore
 from yivl_core.data.inputs import Input
@@ -32,8 +32,6 @@ from yivl_core.storage import exists, join, list_files, publish_from_file, publi
 PLAN_NAME = "plan.json"
 PLAN_VERSION = 2
 _RECORDS_PREFIX = "records-"
-# What earlier plans lack, with what it was when they were made.
-_ADDED_SETTINGS = {"decoding.logprobs": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +111,16 @@ class _StoredPlan(BaseModel):
     fingerprint: dict[str, Any]
     records_name: Annotated[str | None, Field(pattern=rf"^{_RECORDS_PREFIX}[0-9a-f]+\.parquet$")] = None
     shard_digests: tuple[str, ...] = ()
-    repeats: dict[str, int] = {}  # of version 1
+    repeats: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=2)]] = {}  # of version 1
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "_StoredPlan":
+        if self.version == PLAN_VERSION:
+            if self.records_name is None or len(self.shard_digests) != -(-self.num_records // self.shard_size):
+                raise ValueError("the records are not told of")
+            if self.repeats or not isinstance(self.fingerprint.get("data"), dict):
+                raise ValueError("another version wrote this")
+        return self
 
 
 def plan_shards(
@@ -271,7 +278,7 @@ def _find_plan(output: str, is_expected: bool) -> ShardPlan | None:
 
 def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any], scan: InputScan | None = None) -> None:
     stored = {"shard_size": plan.shard_size, **plan.fingerprint}
-    there, here = (_ADDED_SETTINGS | _flat(values) for values in (stored, wanted))
+    there, here = _flat(stored), _flat(wanted)
     differences = [
         f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
         for name in sorted(there.keys() | here.keys())

@@ -27,8 +27,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
+from yivl_core.locks import LOCK_NAME, sole_user
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from yivl_core.storage import LOCK_NAME, is_temporary, publish_bytes, publish_file, remove_unfinished, sole_user, storage_errors
+from yivl_core.storage import is_temporary, publish_bytes, publish_file, remove_unfinished, storage_errors
 from yivl_core.training.result import RESULT_FOLDERS
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates

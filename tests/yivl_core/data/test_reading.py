@@ -249,7 +249,11 @@ def test_the_digest_of_a_file_is_that_of_its_rows_wherever_it_lies(tmp_path: Pat
     assert digest_of(dataset=str(copy)) == digest == digest_of(dataset=str(path), limit=2)
     assert digest_of(dataset=str(write_json_list(tmp_path / "a.json", [{"query": "a"}, {"query": "b"}]))) == digest
     others = {digest, digest_of(dataset=str(path), limit=1)}
-    for rows in ([{"query": "b"}, {"query": "a"}], [{"query": "a"}, {"query": "b", "system": ""}], [{"query": "a"}, {"quarry": "b"}]):
+    for rows in (
+        [{"query": "b"}, {"query": "a"}],
+        [{"query": "a"}, {"query": "b", "system": ""}],
+        [{"query": "a"}, {"quarry": "b"}],
+    ):
         others.add(digest_of(dataset=str(write_jsonl(path, rows))))
     assert len(others) == 5
 

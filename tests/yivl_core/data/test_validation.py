@@ -18,8 +18,8 @@ from yivl_core.data.dataset import FILE_NAMES, ValidatedDataset
 from yivl_core.data.validation import validate_dataset
 from yivl_core.data.writing import IMAGES_SCHEMA
 from yivl_core.errors import BusyError, ConfigurationError, OutputError, StorageError
+from yivl_core.locks import sole_publisher
 from yivl_core.progress import Progress
-from yivl_core.storage import sole_publisher
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -402,7 +402,7 @@ def test_two_validations_into_one_folder_do_not_meet(
     rows = write_rows(GOOD)
     output = Path(validate(rows).summary.output)
     (output.parent / f".{output.name}.tmp-0123456789ab").mkdir()
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("yivl_core.locks._LOCK_TIMEOUT_S", 0.1)
     with sole_publisher(output), pytest.raises(BusyError, match="another process works in this folder"):
         validate(rows)
     assert validate(rows).summary.num_records == 1

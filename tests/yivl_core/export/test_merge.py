@@ -498,7 +498,7 @@ def test_what_a_killed_merge_left_is_removed(trained: TrainingSummary, merged: M
 def test_two_merges_into_one_folder_do_not_meet(
     trained: TrainingSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("yivl_core.locks._LOCK_TIMEOUT_S", 0.1)
     config = MergeConfig(adapter=trained.adapter, output=str(tmp_path / "merged"))
 
     def start_another(progress: Progress) -> None:

@@ -22,7 +22,7 @@ from yivl_core.outputs.predictions import (
     Prediction,
     PredictionImage,
     content_digest,
-    is_part_whole,
+    count_failures,
     list_parts,
     read_predictions,
     record_columns,
@@ -287,7 +287,8 @@ def test_parts_of_version_1_are_read_beside_later_ones_and_keep_their_digest(
     ]
     assert list(read_predictions(str(tmp_path))) == [replace(row, completion_logprobs=None) for row in rows[:2]] + rows[2:]
     assert content_digest(str(tmp_path)) == digest
-    assert is_part_whole(str(tmp_path), "part-00000.parquet", range(2))
+    assert count_failures(str(tmp_path), "part-00000.parquet", range(2)) == 1
+    assert count_failures(str(tmp_path), "part-00000.parquet", range(1, 3)) is None
 
 
 def test_the_digest_of_rows_is_that_of_earlier_versions(make_prediction: MakePrediction) -> None:

@@ -13,7 +13,9 @@ from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
 from yivl_core.errors import DatasetError, IncompleteError, OutputError
+from yivl_core.listing import StoredFile
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
+from yivl_core.outputs.sample_ids import numbered
 from yivl_core.outputs.shards import (
     ShardPlan,
     missing_shards,
@@ -22,28 +24,45 @@ from yivl_core.outputs.shards import (
     read_plan,
     require_complete,
 )
+from yivl_core.storage import publish_new
 
 MakePrediction = Callable[..., Prediction]
-FINGERPRINT: dict[str, Any] = {"data": "d1", "weights": "w1", "decoding": {"temperature": 0.0, "seed": 0}}
+FINGERPRINT: dict[str, Any] = {"data": {"prompt": "p"}, "weights": "w1", "decoding": {"temperature": 0.0, "seed": 0}}
+
+
+REST: dict[str, Any] = {"fingerprint": {}, "records_name": "r", "shard_digests": ()}
 
 
 def make_rows(num_rows: int) -> list[InputRow]:
     return [InputRow(source=Source(file="f", line=n + 1), record=Record(query=f"q{n % 5}")) for n in range(num_rows)]
 
 
+class GivenRows:
+    """An input of rows that are there."""
+
+    is_listed = is_remote = False
+
+    def __init__(self, rows: list[InputRow]) -> None:
+        self._rows = rows
+
+    def rows(self, first: int = 0) -> Iterator[InputRow]:
+        return iter(self._rows[first:])
+
+    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
+        raise NotImplementedError
+
+
 def plan(output: str, num_rows: int = 10, **changes: Any) -> ShardPlan:
     values: dict[str, Any] = {"shard_size": 4, "fingerprint": FINGERPRINT, "resume": False}
-    return plan_shards(output, read_rows=lambda: make_rows(num_rows), store=ImageStore(), **(values | changes))
-
-
-def not_to_be_read() -> Iterator[InputRow]:
-    raise AssertionError("the input is read again")
+    return plan_shards(output, source=GivenRows(make_rows(num_rows)), store=ImageStore(), **(values | changes))
 
 
 @settings(deadline=None)
 @given(num_records=st.integers(1, 3000), shard_size=st.integers(1, 4000))
 def test_each_record_is_in_one_shard_and_all_are_in_order(num_records: int, shard_size: int) -> None:
-    shards = ShardPlan(output="x", num_records=num_records, shard_size=shard_size, fingerprint={}, repeats={}).shards
+    shards = ShardPlan(
+        output="x", num_records=num_records, shard_size=shard_size, fingerprint={}, records_name="r", shard_digests=()
+    ).shards
     bounds = [(shard.records.start, shard.records.stop) for shard in shards]
     assert [0, *(end for _, end in bounds)] == [*(start for start, _ in bounds), num_records]
     assert all(0 < shard.num_records <= shard_size for shard in shards)
@@ -64,7 +83,8 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_of_any_split(
     def work(current: ShardPlan, max_shards: int | None = None) -> None:
         missing = data.draw(st.permutations(missing_shards(current)))
         for shard in missing[:max_shards]:
-            rows = [make_prediction(n, sample_id=current.sample_id(n, f"q{n % 5}")) for n in shard.records]
+            found = zip(shard.records, current.records(shard), strict=True)
+            rows = [make_prediction(n, sample_id=numbered(f"q{n % 5}", record.occurrence)) for n, record in found]
             publish_shard(current, shard, rows)
 
     outputs = [f"memory://{uuid.uuid4().hex}" for _ in shard_sizes]
@@ -79,14 +99,25 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one_of_any_split(
     assert content_digest(outputs[0]) == content_digest(outputs[1])
 
 
-def test_resuming_takes_up_the_stored_plan_without_reading_the_input_again(tmp_path: Path) -> None:
+def test_resuming_takes_up_the_stored_plan(tmp_path: Path) -> None:
     first = plan(str(tmp_path), num_rows=12)
-    assert first.repeats == {5: 2, 6: 2, 7: 2, 8: 2, 9: 2, 10: 3, 11: 3}
-    assert read_plan(str(tmp_path)) == first
-    resumed = plan_shards(
-        str(tmp_path), read_rows=not_to_be_read, store=ImageStore(), shard_size=4, fingerprint=FINGERPRINT, resume=True
-    )
-    assert resumed == first
+    assert [record.occurrence for record in first.all_records()] == [1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3]
+    assert [[record.occurrence for record in first.records(shard)] for shard in first.shards] == [
+        [1] * 4,
+        [1, 2, 2, 2],
+        [2, 2, 3, 3],
+    ]
+    assert read_plan(str(tmp_path)) == first == plan(str(tmp_path), num_rows=12, resume=True)
+    assert plan(str(tmp_path), num_rows=12, joins=True) == first
+
+
+def test_an_input_that_was_changed_is_refused_unless_it_is_taken_as_planned(tmp_path: Path) -> None:
+    first = plan(str(tmp_path), num_rows=12)
+    with pytest.raises(OutputError, match=r"other settings: data\.digest was \"\w+\" and is \"\w+\"\. Set them"):
+        plan(str(tmp_path), num_rows=11, resume=True)
+    assert plan(str(tmp_path), num_rows=11, resume=True, as_planned=True) == first
+    with pytest.raises(OutputError, match=r"other settings: shard_size was 4 and is 5\. Set them"):
+        plan(str(tmp_path), shard_size=5, resume=True, as_planned=True)
 
 
 def test_plan_has_the_same_bytes_wherever_it_is_made(tmp_path: Path) -> None:
@@ -119,7 +150,7 @@ def test_shard_with_records_lost_doubled_or_misplaced_is_never_published(
 
 def test_each_differing_setting_is_named_with_both_values(tmp_path: Path) -> None:
     plan(str(tmp_path))
-    changed = {"data": "d1", "weights": "w2", "decoding": {"temperature": 0.5, "seed": 0}, "prompt": "v2"}
+    changed = {"data": {"prompt": "p"}, "weights": "w2", "decoding": {"temperature": 0.5, "seed": 0}, "prompt": "v2"}
     with pytest.raises(OutputError) as caught:
         plan(str(tmp_path), resume=True, fingerprint=changed, shard_size=5)
     message = str(caught.value)
@@ -133,15 +164,9 @@ def test_each_differing_setting_is_named_with_both_values(tmp_path: Path) -> Non
         assert part in message
     assert "seed" not in message
     assert "data" not in message
-    assert read_plan(str(tmp_path)).fingerprint == FINGERPRINT
-
-
-def test_a_plan_that_is_older_than_a_setting_was_made_with_its_default(tmp_path: Path) -> None:
-    plan(str(tmp_path))
-    decoding = FINGERPRINT["decoding"]
-    assert plan(str(tmp_path), resume=True, fingerprint=FINGERPRINT | {"decoding": {**decoding, "logprobs": False}})
-    with pytest.raises(OutputError, match=r"settings: decoding\.logprobs was false and is true\. Set them"):
-        plan(str(tmp_path), resume=True, fingerprint=FINGERPRINT | {"decoding": {**decoding, "logprobs": True}})
+    stored = read_plan(str(tmp_path)).fingerprint
+    del stored["data"]["digest"]
+    assert stored == FINGERPRINT
 
 
 def test_folder_in_use_is_refused_without_resume(tmp_path: Path) -> None:
@@ -180,7 +205,9 @@ def test_damaged_plan_is_refused(tmp_path: Path, text: str) -> None:
     [
         {"shard_size": 0}, {"shard_size": -1}, {"shard_size": "x"}, {"shard_size": 2.0}, {"shard_size": True},
         {"shard_size": None}, {"num_records": "8"}, {"num_records": 0}, {"num_records": float("inf")}, {"num_records": [8]},
-        {"fingerprint": []}, {"fingerprint": None}, {"fingerprint": {"data": float("nan")}},
+        {"fingerprint": []}, {"fingerprint": None}, {"fingerprint": {"data": {"digest": float("nan")}}},
+        {"fingerprint": {"data": "d"}}, {"fingerprint": {}},
+        {"records_name": "../x.parquet"}, {"records_name": None}, {"shard_digests": []}, {"shard_digests": [1, 2, 3]},
         {"repeats": []}, {"repeats": {"x": 2}}, {"repeats": {"3": "2"}}, {"repeats": {"3": 1}}, {"repeats": {"-1": 2}},
         {"version": "1"}, {"version": None}, {"more": 1},
     ],
@@ -195,9 +222,42 @@ def test_plan_with_a_value_that_cannot_be_right_is_refused(tmp_path: Path, chang
             read(str(tmp_path))
 
 
+def test_a_plan_of_version_1_tells_its_parts_but_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    stored = {"version": 1, "num_records": 9, "shard_size": 4, "fingerprint": {"data": {"digest": "d"}}, "repeats": {"3": 2}}
+    (tmp_path / "plan.json").write_text(json.dumps(stored))
+    with pytest.raises(IncompleteError, match="3 of 3 parts are missing"):
+        require_complete(read_plan(str(tmp_path)))
+    with pytest.raises(OutputError, match="was begun by an earlier version of yivl; finish it with that one"):
+        plan(str(tmp_path), resume=True)
+
+
+def test_planning_that_was_killed_before_the_plan_was_there_begins_again(tmp_path: Path) -> None:
+    first = plan(str(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    assert first.records_name is not None
+    (tmp_path / "b" / first.records_name).write_bytes(b"PAR1")
+    (tmp_path / "b" / ".plan.json.tmp-0123").write_bytes(b"{")
+    assert plan(str(tmp_path / "b")).fingerprint == first.fingerprint
+    assert (tmp_path / "b" / first.records_name).read_bytes() == (tmp_path / "a" / first.records_name).read_bytes()
+
+
+def test_who_comes_second_to_plan_takes_up_the_plan_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def publish_late(url: str, data: bytes) -> bool:
+        monkeypatch.undo()
+        assert plan(str(tmp_path), shard_size=4) == read_plan(str(tmp_path))
+        return publish_new(url, data)
+
+    monkeypatch.setattr("yivl_core.outputs.shards.publish_new", publish_late)
+    assert plan(str(tmp_path)) == read_plan(str(tmp_path))
+    (tmp_path / "plan.json").unlink()
+    monkeypatch.setattr("yivl_core.outputs.shards.publish_new", publish_late)
+    with pytest.raises(OutputError, match="shard_size was 4 and is 5"):
+        plan(str(tmp_path), shard_size=5)
+
+
 def test_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     plan(str(tmp_path))
-    stored = json.loads((tmp_path / "plan.json").read_text()) | {"version": 2}
+    stored = json.loads((tmp_path / "plan.json").read_text()) | {"version": 3}
     (tmp_path / "plan.json").write_text(json.dumps(stored))
-    with pytest.raises(OutputError, match=r"plan\.json has version 2, and this yivl reads 1"):
+    with pytest.raises(OutputError, match=r"plan\.json has version 3, and this yivl reads 2"):
         read_plan(str(tmp_path))

@@ -41,7 +41,7 @@ def test_nothing_is_written_before_the_run_begins(tmp_path: Path) -> None:
 
 
 def test_a_run_is_worked_on_by_one_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yivl_core.storage._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("yivl_core.locks._LOCK_TIMEOUT_S", 0.1)
     one, other = open_folder(tmp_path), open_folder(tmp_path)
     with one.taken():
         assert open_folder(tmp_path, resume=True).result is None, "to look at it is allowed"

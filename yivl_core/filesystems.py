@@ -1,0 +1,36 @@
+"""An address -> the fsspec filesystem that reads and writes it, lists anew each time, and gives up in reasonable time.
+
+Endpoint and credentials of an object store come from the environment, as its client reads them: AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_PROFILE ..., or FSSPEC_S3_... for what s3fs alone knows. Nothing is kept here between calls: fsspec has
+one client for each process, which a child does not inherit.
+"""
+
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from yivl_core.errors import ConfigurationError
+from yivl_core.object_stores import without_secrets
+
+_NUM_CLIENT_TRIES = 2  # of s3fs, each with the tries of botocore: of 5 and 5, half a minute and more, no user has a gain
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """What fsspec reads and writes an address with, and the address as that takes it.
+
+    Raises:
+        ConfigurationError: there is no such kind of address, or the package for it is not installed.
+    """
+    try:
+        filesystem, path = url_to_fs(url, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        remedy = "pip install 'yivl[s3]'" if url.startswith(("s3://", "s3a://")) else "give a path of this machine"
+        raise ConfigurationError(f"{without_secrets(url)}: addresses of this kind cannot be used ({error}); {remedy}") from error
+    if is_s3(filesystem):
+        filesystem.retries = _NUM_CLIENT_TRIES
+    return filesystem, path
+
+
+def is_s3(filesystem: Any) -> bool:
+    """Whether a filesystem is that of s3fs."""
+    return hasattr(filesystem, "call_s3")

@@ -1,0 +1,138 @@
+"""What lies in a folder, at any depth and wherever it is: a million files one by one, in the memory of a page of them.
+
+fsspec's own `find` and `walk` hold the whole tree, or the whole of a folder's page after page.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from yivl_core.filesystems import filesystem_of, is_s3
+from yivl_core.storage import is_local, storage_errors
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as a listing shows it, without a look into it.
+
+    Attributes:
+        name: relative to the folder, with `/` between its parts.
+        num_bytes: its size.
+        state: changes whenever the content does; the same from `list_tree` and from `file_state`. On a disk size and time of
+            change (ns), on an object store the ETag, or what else it has.
+        content_key: the same for files of the same content, and for no others: an ETag of S3 that is an MD5, as that of a file
+            sent in one piece without a key of one's own for encryption. None where nothing of that kind is known.
+    """
+
+    name: str
+    num_bytes: int
+    state: str
+    content_key: str | None
+
+
+def list_tree(url: str) -> Iterator[StoredFile]:
+    """All files in a folder and in the folders below it, dot files too; in no order that can be relied on.
+
+    Marks of empty folders on an object store are left out, and so are links to folders, and links that lead nowhere, on a disk.
+
+    Raises:
+        StorageError: there is no such folder, or it cannot be listed; raised when the first file is asked for, or a later one.
+    """
+    with storage_errors(url):
+        if is_local(url):
+            yield from _walk_disk(Path(url))
+            return
+        filesystem, path = filesystem_of(url)
+        yield from _list_objects(filesystem, path) if is_s3(filesystem) else _walk(filesystem, path)
+
+
+def file_state(url: str) -> StoredFile:
+    """One file; its name is the last part of the address.
+
+    Raises:
+        StorageError: there is no such file (then `is_missing` says so), or it is a folder.
+    """
+    with storage_errors(url):
+        if is_local(url):
+            path = Path(url)
+            if path.is_dir():
+                raise _error(errno.EISDIR, url)
+            return _file_on_disk(path.name, path.stat())
+        filesystem, remote_path = filesystem_of(url)
+        info = filesystem.info(remote_path)
+        if info["type"] != "file":
+            raise _error(errno.EISDIR, remote_path)
+        return _remote_file(remote_path.rsplit("/", 1)[-1], info)
+
+
+def _list_objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
+    """Pages of a thousand; the client decodes the names, which the store sends percent-encoded."""
+    bucket, key, _ = filesystem.split_path(path)
+    prefix = key.rstrip("/") + "/" if key else ""
+    request = {"Bucket": bucket, "Prefix": prefix}
+    is_there = not prefix  # an empty bucket is an empty folder
+    while True:
+        page = filesystem.call_s3("list_objects_v2", **request)
+        for entry in page.get("Contents", ()):
+            is_there = True
+            if not (entry["Key"].endswith("/") and entry["Size"] == 0):
+                yield _remote_file(entry["Key"][len(prefix) :], entry)
+        if not page.get("IsTruncated"):
+            break
+        request["ContinuationToken"] = page["NextContinuationToken"]
+    if not is_there:
+        raise _error(errno.ENOENT, path)
+
+
+def _walk(filesystem: Any, root: str) -> Iterator[StoredFile]:
+    """Folder by folder, in the memory of one folder and the names of those that are still to be visited."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        for entry in filesystem.ls(folder, detail=True):
+            name = entry["name"].rstrip("/")
+            if name == root.rstrip("/"):
+                raise _error(errno.ENOTDIR, root)
+            if entry["type"] == "directory":
+                folders.append(name)
+            else:
+                yield _remote_file(name[len(root.rstrip("/")) + 1 :], entry)
+
+
+def _walk_disk(root: Path) -> Iterator[StoredFile]:
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{folder}{entry.name}/")
+                elif entry.is_file():
+                    yield _file_on_disk(folder + entry.name, entry.stat())
+
+
+def _file_on_disk(name: str, status: os.stat_result) -> StoredFile:
+    return StoredFile(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}", None)
+
+
+def _remote_file(name: str, info: dict[str, Any]) -> StoredFile:
+    """A file by what a listing or a question for the one file tells; the two differ in more than their keys."""
+    size = info["Size"] if "Size" in info else info["size"]
+    etag = next((info[key].strip('"') for key in _ETAGS if info.get(key)), None)
+    if etag is not None:
+        return StoredFile(name, size, etag, etag if _MD5.fullmatch(etag) and "ETag" in info else None)
+    changed = next((info[key] for key in _TIMES if info.get(key)), "")
+    return StoredFile(name, size, f"{size} {changed.timestamp() if isinstance(changed, datetime) else changed}", None)
+
+
+def _error(number: int, place: str) -> OSError:
+    return OSError(number, os.strerror(number), place)
