@@ -31,6 +31,7 @@ from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing,
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.run_record import WorkDone, dtype_name, find_fingerprint, summarise
 from yivl_core.inference.sampling import SamplingParams
+from yivl_core.inference.sheet import make_contact_sheet
 from yivl_core.inference.splitting import SplitPlan, first_gpu, plan_split, require_split
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import CheckpointFiles, open_checkpoint
@@ -94,7 +95,10 @@ def infer_shards(
     if worker:
         worker.run()
     ended = time.perf_counter()
-    return summarise(config, plan, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded)
+    summary = summarise(config, plan, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded)
+    if config.contact_sheet is None or summary.content_digest is None:
+        return summary
+    return replace(summary, contact_sheet=make_contact_sheet(config, plan, rows, store, summary.content_digest))
 
 
 class _Worker:

@@ -139,7 +139,7 @@ def read_predictions(output: str) -> Iterator[Prediction]:
     last_index = -1
     for file_name in file_names:
         url = join(output, PARTS_FOLDER, file_name)
-        for prediction in _read_part(url):
+        for prediction in read_part(output, file_name):
             if prediction.record_index <= last_index:
                 raise OutputError(
                     f"{url}: record {prediction.record_index} comes after record {last_index}, so parts of different runs are "
@@ -196,8 +196,13 @@ def content_digest(output: str) -> str:
     return digest.hexdigest()
 
 
-def _read_part(url: str) -> Iterator[Prediction]:
-    with _opened_part(url) as batches:
+def read_part(output: str, file_name: str) -> Iterator[Prediction]:
+    """The rows of one part.
+
+    Raises:
+        OutputError, StorageError: as `read_predictions`.
+    """
+    with _opened_part(join(output, PARTS_FOLDER, file_name)) as batches:
         for batch in batches:
             for columns in batch.to_pylist():
                 yield _from_columns(columns)

@@ -368,24 +368,6 @@ def test_a_run_with_logprobs_goes_on_in_other_batches_to_the_same_content(infer:
         assert one.completion_logprobs == pytest.approx(other.completion_logprobs, abs=1e-4)
 
 
-def test_a_run_of_a_version_without_logprobs_is_gone_on_with(infer: Infer) -> None:
-    summary = infer(shard_size=4)
-    first, plan_path = part(summary, 0), Path(summary.output) / "plan.json"
-    table = pq.read_table(first).drop_columns("completion_logprobs")
-    pq.write_table(table.replace_schema_metadata({"yivl.schema": "predictions", "yivl.schema_version": "1"}), first)
-    plan = json.loads(plan_path.read_text())
-    del plan["fingerprint"]["decoding"]["logprobs"]
-    plan_path.write_text(json.dumps(plan))
-    part(summary, 1).unlink()
-    before = first.read_bytes()
-    resumed = infer(shard_size=4, resume=True)
-    assert resumed.content_digest == summary.content_digest
-    assert len(rows(resumed)) == 12
-    assert first.read_bytes() == before
-    with pytest.raises(OutputError, match=r"decoding\.logprobs was false and is true"):
-        infer(shard_size=4, resume=True, logprobs=True)
-
-
 @pytest.mark.parametrize("records_before", [0, 2, 4, 8, 10])
 def test_a_run_that_is_stopped_goes_on_to_the_same_rows(records_before: int, infer: Infer) -> None:
     def stop(progress: Progress) -> None:
