@@ -16,8 +16,7 @@ import torch
 from yivl_core.data.images import ImageStore
 from yivl_core.data.inputs import InputSource, read_inputs
 from yivl_core.errors import ChildFailedError, StorageError
-from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing
-from yivl_core.outputs.shards import ShardPlan
+from yivl_core.inference.preparation import PlannedRow, PreparedRow, RowPreparer, preparing
 from yivl_core.processing.processor import Processor
 
 CPU, BESIDE_A_GPU = torch.device("cpu"), torch.device("cuda")  # where the model would run
@@ -59,10 +58,10 @@ def same(one: PreparedRow, other: PreparedRow) -> bool:
 
 
 def test_rows_from_other_processes_are_those_made_here(shared_data: Path, processor: Processor) -> None:
-    rows = list(enumerate(read_inputs(InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?"))))
+    source = InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?")
+    rows = [PlannedRow(record_index=n, occurrence=1 + (n == 1), row=row) for n, row in enumerate(read_inputs(source))]
     assert len(rows) > 20
-    plan = ShardPlan(output="", num_records=len(rows), shard_size=len(rows), fingerprint={}, repeats={1: 2})
-    preparer = RowPreparer(plan, ImageStore(), processor, 1024)
+    preparer = RowPreparer(ImageStore(), processor, 1024)
     with preparing(preparer.prepare, BESIDE_A_GPU, num_ahead=7) as prepare:
         found = list(prepare(rows))
     expected = [preparer.prepare(row) for row in rows]
