@@ -93,7 +93,7 @@ def test_what_was_published_can_be_read_and_listed(bucket: str) -> None:
     assert list_files(folder) == []
     publish_bytes(url, b"one")
     publish_bytes(join(folder, "deeper", "c.bin"), b"")
-    publish_bytes(join(folder, ""), b"")
+    S3FileSystem().call_s3("put_object", Bucket="bucket", Key=f"{folder.removeprefix('s3://bucket/')}/")
     assert exists(url)
     assert exists(folder)
     assert read_bytes(url) == open_and_read(url) == b"one"
@@ -343,11 +343,15 @@ def test_the_environment_decides_how_often_the_client_tries(
     assert flaky_s3.count("HEAD", "a") == 1
 
 
-def test_a_public_bucket_needs_no_credentials(bucket: str, repository: Path, tmp_path: Path) -> None:
-    publish_bytes(join(bucket, "a"), b"content")
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    }
-    code = "from yivl_core.storage import read_bytes; assert read_bytes('s3://bucket/a') == b'content'"
+def test_the_environment_can_ask_for_no_credentials(bucket: str, flaky_s3: Any, repository: Path, tmp_path: Path) -> None:
+    """As for a public bucket; that of the test is none, but it is asked."""
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    environment = {name: value for name, value in os.environ.items() if name not in keys}
     environment |= {"FSSPEC_S3_ANON": "true", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, env=environment, timeout=60)
+    publish_bytes(join(bucket, "a"), b"content")
+    code = "from yivl_core.storage import read_limited; read_limited('s3://bucket/a', 9)"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.stderr.splitlines()[-1].startswith("yivl_core.errors.StorageError: s3://bucket/a: access denied (403)")
+    assert flaky_s3.count("GET", "/bucket/a") == 1
