@@ -13,6 +13,8 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.object_stores import without_secrets
 
 _NUM_CLIENT_TRIES = 2  # of s3fs, each with the tries of botocore: of 5 and 5, half a minute and more, no user has a gain
+_PATIENCE_S = 60.0  # for one call; 503 for ever is given up before, after 15 s as a rule and 31 s at most
+_SLOWEST_BYTES_PER_S = 250_000  # of a connection that is good enough
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -34,3 +36,12 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 def is_s3(filesystem: Any) -> bool:
     """Whether a filesystem is that of s3fs."""
     return hasattr(filesystem, "call_s3")
+
+
+def within_patience(filesystem: Any, num_bytes: int = 0) -> dict[str, float]:
+    """The argument that ends a call of s3fs after a while, whatever the store does; longer for more bytes, nothing for others.
+
+    Its own limits do not suffice: the time-outs of nested tries add up to minutes, and a store that takes the head of an upload
+    and never asks for the rest (`Expect: 100-continue`) is waited for without any limit.
+    """
+    return {"timeout": _PATIENCE_S + num_bytes / _SLOWEST_BYTES_PER_S} if is_s3(filesystem) else {}

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from yivl_core.filesystems import filesystem_of, is_s3
+from yivl_core.filesystems import filesystem_of, is_s3, within_patience
 from yivl_core.storage import is_local, storage_errors
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -68,7 +68,7 @@ def file_state(url: str) -> StoredFile:
                 raise _error(errno.EISDIR, url)
             return _file_on_disk(path.name, path.stat())
         filesystem, remote_path = filesystem_of(url)
-        info = filesystem.info(remote_path)
+        info = filesystem.info(remote_path, **within_patience(filesystem))
         if info["type"] != "file":
             raise _error(errno.EISDIR, remote_path)
         return _remote_file(remote_path.rsplit("/", 1)[-1], info)
@@ -81,7 +81,7 @@ def _list_objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
     request = {"Bucket": bucket, "Prefix": prefix}
     is_there = not prefix  # an empty bucket is an empty folder
     while True:
-        page = filesystem.call_s3("list_objects_v2", **request)
+        page = filesystem.call_s3("list_objects_v2", **request, **within_patience(filesystem))
         for entry in page.get("Contents", ()):
             is_there = True
             if not (entry["Key"].endswith("/") and entry["Size"] == 0):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError
-from yivl_core.filesystems import filesystem_of, is_s3
+from yivl_core.filesystems import filesystem_of, is_s3, within_patience
 from yivl_core.object_stores import answer_code, explain, without_secrets
 
 _NUM_CREATE_TRIES = 6  # while another process creates the same file
@@ -66,7 +66,7 @@ def exists(url: str) -> bool:
     with storage_errors(url):
         filesystem, path = filesystem_of(url)
         try:
-            filesystem.info(path)
+            filesystem.info(path, **within_patience(filesystem))
         except (FileNotFoundError, NotADirectoryError) as error:
             if explain(error) is not None:  # the bucket is not there
                 raise
@@ -113,7 +113,7 @@ def read_limited(url: str, max_bytes: int) -> bytes:
 def _read_start(url: str, num_bytes: int) -> bytes:
     filesystem, path = filesystem_of(url)
     try:
-        return bytes(filesystem.cat_file(path, start=0, end=num_bytes))
+        return bytes(filesystem.cat_file(path, start=0, end=num_bytes, **within_patience(filesystem, num_bytes)))
     except OSError as error:
         if answer_code(error) not in ("InvalidRange", "416"):
             raise
@@ -142,7 +142,7 @@ def publish_bytes(url: str, data: bytes) -> None:
     with storage_errors(url):
         filesystem, path = filesystem_of(url)
         _make_parent(filesystem, path)
-        filesystem.pipe_file(path, data)
+        filesystem.pipe_file(path, data, **within_patience(filesystem, len(data)))
 
 
 def publish_new(url: str, data: bytes) -> bool:
@@ -179,7 +179,7 @@ def _put_new(url: str, data: bytes) -> bool:
     _make_parent(filesystem, path)
     for number in range(1, _NUM_CREATE_TRIES + 1):
         try:
-            filesystem.pipe_file(path, data, mode="create")
+            filesystem.pipe_file(path, data, mode="create", **within_patience(filesystem, len(data)))
         except OSError as error:
             code = answer_code(error)
             if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
@@ -208,7 +208,8 @@ def publish_from_file(url: str) -> Iterator[Path]:
         temporary_path = Path(folder) / "file"
         yield temporary_path
         _make_parent(filesystem, path)
-        filesystem.put_file(str(temporary_path), path)
+        num_bytes = temporary_path.stat().st_size
+        filesystem.put_file(str(temporary_path), path, **within_patience(filesystem, num_bytes))
 
 
 @contextmanager

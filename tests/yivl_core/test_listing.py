@@ -178,7 +178,7 @@ def peak_of_listing(num_pages: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_memory_of_a_listing_does_not_grow_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    few, many = (peak_of_listing(num_pages, monkeypatch) for num_pages in (3, 60))
+    few, many = (peak_of_listing(num_pages, monkeypatch) for num_pages in (3, 30))
     assert many < 1.2 * few + 50_000
 
 

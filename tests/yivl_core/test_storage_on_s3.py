@@ -13,6 +13,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError, YivlError
+from yivl_core.filesystems import within_patience
 from yivl_core.listing import file_state, list_tree
 from yivl_core.storage import (
     exists,
@@ -93,7 +94,7 @@ def test_what_was_published_can_be_read_and_listed(bucket: str) -> None:
     assert list_files(folder) == []
     publish_bytes(url, b"one")
     publish_bytes(join(folder, "deeper", "c.bin"), b"")
-    publish_bytes(join(folder, ""), b"")
+    S3FileSystem().call_s3("put_object", Bucket="bucket", Key=f"{folder.removeprefix('s3://bucket/')}/")
     assert exists(url)
     assert exists(folder)
     assert read_bytes(url) == open_and_read(url) == b"one"
@@ -309,13 +310,37 @@ def test_a_store_that_is_not_there_is_told(use: Callable[[str], object], monkeyp
     assert not is_missing(error.value)
 
 
-@pytest.mark.usefixtures("new_client", "s3_server", "pauses")
-def test_a_store_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(S3FileSystem, "read_timeout", 0.1)
+@pytest.fixture
+def silent_store(new_client: None, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that takes requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StorageError, match=r"^s3://bucket/a: the store does not answer in time; run it again later"):
-            read_limited("s3://bucket/a", 9)
+        yield
+
+
+@pytest.mark.usefixtures("silent_store", "pauses")
+@pytest.mark.parametrize("use", READS)
+def test_a_store_that_never_answers_is_asked_again_and_given_up(
+    use: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3FileSystem, "read_timeout", 0.05)
+    with pytest.raises(StorageError, match=r"^s3://bucket/a: the store does not answer in time; run it again later") as error:
+        use("s3://bucket/a")
+    assert "FSTimeoutError" not in repr(error.value.__cause__)
+
+
+@pytest.mark.usefixtures("silent_store")
+@pytest.mark.parametrize("use", [use for use in USES if use not in (list_files, read_bytes, open_and_read)])
+def test_no_request_is_waited_for_beyond_patience(use: Callable[[str], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yivl_core.filesystems._PATIENCE_S", 0.2)
+    with pytest.raises(StorageError, match=r"^s3://bucket/a: the store does not answer in time; run it again later") as error:
+        use("s3://bucket/a")
+    assert "FSTimeoutError" in repr(error.value.__cause__)
+
+
+def test_more_bytes_are_given_more_time(s3_server: str) -> None:
+    limits = [within_patience(S3FileSystem(), num_bytes)["timeout"] for num_bytes in (0, 25_000_000)]
+    assert limits == [60, 160]
 
 
 @pytest.mark.usefixtures("new_client", "s3_server")
@@ -343,11 +368,15 @@ def test_the_environment_decides_how_often_the_client_tries(
     assert flaky_s3.count("HEAD", "a") == 1
 
 
-def test_a_public_bucket_needs_no_credentials(bucket: str, repository: Path, tmp_path: Path) -> None:
-    publish_bytes(join(bucket, "a"), b"content")
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    }
-    code = "from yivl_core.storage import read_bytes; assert read_bytes('s3://bucket/a') == b'content'"
+def test_the_environment_can_ask_for_no_credentials(bucket: str, flaky_s3: Any, repository: Path, tmp_path: Path) -> None:
+    """As for a public bucket; that of the test is none, but it is asked."""
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    environment = {name: value for name, value in os.environ.items() if name not in keys}
     environment |= {"FSSPEC_S3_ANON": "true", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, env=environment, timeout=60)
+    publish_bytes(join(bucket, "a"), b"content")
+    code = "from yivl_core.storage import read_limited; read_limited('s3://bucket/a', 9)"
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert process.stderr.splitlines()[-1].startswith("yivl_core.errors.StorageError: s3://bucket/a: access denied (403)")
+    assert flaky_s3.count("GET", "/bucket/a") == 1

@@ -167,7 +167,7 @@ def test_figures_that_were_damaged_are_refused(line: bytes, tmp_path: Path) -> N
 
 def test_a_folder_in_the_place_of_the_figures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match=r"metrics.jsonl: Is a directory"):
+    with pytest.raises(StorageError, match=r"metrics.jsonl: this is a folder, where a file belongs"):
         logged_steps(tmp_path)
 
 
