@@ -279,7 +279,7 @@ class _ListedImages:
             source = Source(file=readable(join(str(self._root), name)))
         else:
             source = Source(file=readable(self._list), line=line)
-        image = ImageReference(uri=name, address=name, root=self._root, listed=file)
+        image = ImageReference(uri=readable(name), address=name, root=self._root, listed=file)
         if readable(name) != name:
             finding = error("bad_unicode", f"the file name {name!a} is not UTF-8", "rename the file")
             return InputRow(source=source, findings=(finding,), images=(image,), text=readable(name))

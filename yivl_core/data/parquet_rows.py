@@ -7,7 +7,7 @@
 | struct of `bytes` and `path` | either; so the datasets library stores images |
 | list of one of these | any number of images |
 
-Rows come a few at a time and row groups are read as a stream, so memory depends on the largest pages of the file, not on its size.
+Rows come a few at a time and row groups are read as a stream: memory depends on the largest pages of the file, not on its size.
 """
 
 from bisect import bisect_right

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,17 @@ from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from PIL import Image
 
 from yivl_core.data.records import Record
+from yivl_core.export.configuration import MergeConfig
+from yivl_core.export.merge import merge_adapter
+from yivl_core.inference.batch import infer_shards
+from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.inference.loading import Engine
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
+from yivl_core.progress import Progress, ignore_progress
+from yivl_core.training.configuration import TrainingSummary
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -111,3 +118,28 @@ def save_random_adapter() -> Callable[[Path, Path, PeftConfig], Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def merged(trained: TrainingSummary, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose answers differ from record to record; not to be written to."""
+    return merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path_factory.mktemp("merged") / "model"))).output
+
+
+@pytest.fixture
+def infer(merged: str, dataset: Path, tmp_path: Path) -> Callable[..., InferenceSummary]:
+    """Answers the dataset of twelve records, or another input, into a folder of the test's own."""
+
+    def run(
+        output: str = "predictions",
+        shard_indices: Any = None,
+        on_progress: Callable[[Progress], None] = ignore_progress,
+        **settings: Any,
+    ) -> InferenceSummary:
+        url = output if "://" in output else str(tmp_path / output)
+        values: dict[str, Any] = {"model": merged, "max_new_tokens": 8, "output": url}
+        if not settings.keys() & {"images", "load_dataset_config", "dataset"}:
+            values["dataset"] = str(dataset)
+        return infer_shards(InferenceConfig(**values | settings), shard_indices, on_progress)
+
+    return run

@@ -20,9 +20,6 @@ from yivl_core.data.image_folders import find_files
 from yivl_core.data.images import EXTENSIONS
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
-from yivl_core.export.configuration import MergeConfig
-from yivl_core.export.merge import merge_adapter
-from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.decoder import Decoder
 from yivl_core.inference.engine import InferenceEngine
@@ -36,36 +33,11 @@ from yivl_core.model.weights import load_model
 from yivl_core.outputs.manifest import read_manifest
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
 from yivl_core.processing.processor import ModelInputs, Processor
-from yivl_core.progress import Progress, ignore_progress
+from yivl_core.progress import Progress
 from yivl_core.training.configuration import TrainingSummary
 
 Infer = Callable[..., InferenceSummary]
 MakeDataset = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def merged(trained: TrainingSummary, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose answers differ from record to record; not to be written to."""
-    return merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path_factory.mktemp("merged") / "model"))).output
-
-
-@pytest.fixture
-def infer(merged: str, dataset: Path, tmp_path: Path) -> Infer:
-    """Answers the dataset of twelve records, or another input, into a folder of the test's own."""
-
-    def run(
-        output: str = "predictions",
-        shard_indices: Any = None,
-        on_progress: Callable[[Progress], None] = ignore_progress,
-        **settings: Any,
-    ) -> InferenceSummary:
-        url = output if "://" in output else str(tmp_path / output)
-        values: dict[str, Any] = {"model": merged, "max_new_tokens": 8, "output": url}
-        if not settings.keys() & {"images", "load_dataset_config", "dataset"}:
-            values["dataset"] = str(dataset)
-        return infer_shards(InferenceConfig(**values | settings), shard_indices, on_progress)
-
-    return run
 
 
 def rows(summary: InferenceSummary) -> list[Prediction]:
