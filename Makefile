@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded data, on CPU: validate -> LoRA SFT -> merge -> batch inference -> report
 # make test   lint, types, import contracts, tests
 # make bench  what this machine can measure of tests/benchmarks; on a GPU takes minutes
+# make drills 100 runs killed at any moment and gone on with; takes an hour
 # make unit   the tests that are neither whole flows nor drills
 # Each creates .venv on its first run; PYTHON chooses the interpreter (3.11 or 3.12).
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 
-.PHONY: demo test unit lint bench clean
+.PHONY: demo test unit lint bench drills clean
 
 demo: $(INSTALLED)
 	$(BIN)/yivl demo --output .demo
@@ -26,6 +27,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+drills: $(INSTALLED)
+	YIVL_NUM_KILLS=100 $(BIN)/python -m pytest tests/yivl_core/inference/test_kills.py
 
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_cpu.py

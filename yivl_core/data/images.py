@@ -184,7 +184,7 @@ class ImageStore:
             return StoredFile(image.address, len(image.data), hashlib.sha256(image.data).hexdigest(), None)
         if not isinstance(image.root, Path):
             with _missing_told(image):
-                return file_state(self._url(image))
+                return replace(file_state(self._url(image)), name=image.address)
         path = self._real_path(image)
         status = os.stat(path)  # noqa: PTH116
         if not os.access(path, os.R_OK):

@@ -88,10 +88,13 @@ def kill_later(group: int, after_s: float | None) -> None:
 @pytest.fixture(scope="module")
 def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, float]:
     """The digest of a run that was left alone, and how long it took."""
-    output = tmp_path_factory.mktemp("whole") / "p"
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder / "first", None) == 0  # the server has imported all by then
+    output = folder / "p"
     started = time.monotonic()
     assert run(output, None) == 0
     duration_s = time.monotonic() - started
+    assert content_digest(str(folder / "first")) == content_digest(str(output))
     rows = list(read_predictions(str(output)))
     assert [row.record_index for row in rows] == list(range(NUM_IMAGES))
     assert len({row.sample_id for row in rows}) == NUM_IMAGES
