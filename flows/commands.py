@@ -73,12 +73,14 @@ def _describe_merge(summary: MergeSummary) -> str:
 def _describe_inference(summary: InferenceSummary) -> str:
     reasons = ", ".join(f"{number} by {reason}" for reason, number in sorted(summary.num_by_finish_reason.items()))
     kinds = "".join(f"\n  {number:6} {kind}" for kind, number in sorted(summary.num_by_error_kind.items()))
-    sizes = f"\n{summary.sizes}" if summary.sizes else ""
+    work = "nothing was left to be done"
+    if summary.sizes:
+        work = f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s"
+        work += f"\n{summary.sizes}"
     sheet = f"\nsheet       {summary.contact_sheet}" if summary.contact_sheet else ""
     return (
         f"{summary.num_records} records in {summary.num_shards_done} of {summary.num_shards} parts: ended {reasons}{kinds}\n"
-        f"{summary.records_per_s:.2f} records/s, {summary.completion_tokens} tokens in {summary.runtime_s:.1f} s{sizes}\n"
-        f"predictions {summary.output}{sheet}"
+        f"{work}\npredictions {summary.output}{sheet}"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.configuration import InferConfig
-from flows.infer import SHARD_DEPLOYMENT, infer, infer_shard
+from flows.infer import SHARD_DEPLOYMENT, _groups, infer, infer_shard
 from yivl_core.errors import ChildFailedError, ConfigurationError
 
 pytestmark = pytest.mark.flows
@@ -48,7 +48,7 @@ def test_without_the_deployment_the_command_that_makes_it_is_named(prefect_api):
         infer(CONFIG)
 
 
-def test_each_missing_shard_is_one_run_and_an_interrupt_takes_them_back(shard_runs, monkeypatch):
+def test_each_missing_shard_is_a_run_where_there_are_few_and_an_interrupt_takes_them_back(shard_runs, monkeypatch):
     def press_ctrl_c(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -57,9 +57,20 @@ def test_each_missing_shard_is_one_run_and_an_interrupt_takes_them_back(shard_ru
         infer(CONFIG)
     runs = shard_runs()
     assert [run.name for run in runs] == ["shard-00000", "shard-00001"]
-    assert [run.parameters["config"]["shard_index"] for run in runs] == [0, 1]
+    assert [run.parameters["config"]["shard_indices"] for run in runs] == [[0], [1]]
     assert all(run.parameters["config"]["resume"] and run.parameters["config"]["deadline_s"] == 60 for run in runs)
     assert {run.state.type.value for run in runs} <= {"CANCELLING", "CANCELLED"}
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "shards_per_run", "sizes"),
+    [(1, None, [1]), (31, None, [1] * 31), (33, None, [2] * 16 + [1]), (1000, None, [8] * 125), (7, 3, [3, 3, 1]), (3, 9, [3])],
+)
+def test_a_run_does_some_shards_with_the_model_loaded_once(num_shards, shards_per_run, sizes):
+    indices = list(range(5, 5 + num_shards))
+    groups = _groups(indices, shards_per_run)
+    assert [len(group) for group in groups] == sizes
+    assert [index for group in groups for index in group] == indices
 
 
 def test_a_shard_that_no_worker_published_is_an_error_that_tells_what_to_do(deployment, monkeypatch):

@@ -115,7 +115,10 @@ def test_a_refused_value_is_told_by_option_value_and_what_is_allowed(arguments, 
             "--dataset a.jsonl --images photos",
             "give exactly one of --dataset, --images and --load-dataset-config (given: --dataset and --images)",
         ),
-        ("--images photos", "--images and --prompt go together: give the folder or glob, and what to ask about each image"),
+        (
+            "--images photos",
+            "--images goes together with --prompt or --task: give the folder or glob, and what to ask about each image",
+        ),
     ],
 )
 def test_inference_names_the_options_of_an_input_that_is_missing_or_given_twice(arguments, message):

@@ -44,11 +44,12 @@ def test_a_new_message_gets_a_line_at_once_and_an_old_one_does_not():
 
 
 def test_bars_keep_the_latest_figures_of_a_stage():
-    text = shown(step(1, figures={"loss": 0.5}), step(4), is_terminal=True)
+    text = shown(step(1, figures={"loss": 0.5}, remaining_s=240.0), step(4), is_terminal=True)
     last = [line for line in text.splitlines() if "train" in line][-1]
     assert "✓ train" in last
     assert "4/4 steps" in last
     assert "loss 0.5" in last
+    assert "loss 0.5, 4 min left" in text
 
 
 def log(name: str, level: int, text: str) -> str:

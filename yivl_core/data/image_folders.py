@@ -1,4 +1,4 @@
-"""A folder, glob pattern or list -> the image files that it names, in an order that does not depend on the machine.
+"""A folder or glob pattern -> the files in it of some kinds, in an order that does not depend on the machine.
 
 Local or on an object store, and however many there are: they are put in order on disk, so memory does not grow with their number.
 """

@@ -9,122 +9,38 @@ import errno
 import hashlib
 import io
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from yivl_core.data.decoding import DecodedImage, ImageError, decode_image
 from yivl_core.data.findings import shown
+from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
 from yivl_core.errors import FileTooLargeError, StorageError
 from yivl_core.listing import StoredFile, file_state
 from yivl_core.storage import describe_os_error, is_missing, join, read_limited
 
-__all__ = ["DecodedImage", "ImageError", "ImageInfo", "ImageReference", "ImageStore", "LoadedImage", "decode_image"]
+__all__ = [
+    "EXTENSIONS",
+    "DecodedImage",
+    "Folder",
+    "ImageError",
+    "ImageInfo",
+    "ImageReference",
+    "ImageStore",
+    "LoadedImage",
+    "decode_image",
+]
 
-# Extensions that people give to images, with the format they promise (None: one that is not read).
-EXTENSIONS: dict[str, str | None] = {
-    ".png": "PNG",
-    ".apng": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpe": "JPEG",
-    ".jfif": "JPEG",
-    ".gif": "GIF",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
-    ".pbm": "PPM",
-    ".pnm": "PPM",
-    ".svg": None,
-    ".heic": None,
-    ".heif": None,
-    ".avif": None,
-    ".jp2": None,
-    ".jxl": None,
-    ".psd": None,
-}
-
-Folder = Path | str  # of this machine, or an fsspec URL
 Content = io.BytesIO | io.BufferedReader
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/|data:[^,]*,", re.IGNORECASE)
-_DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
 _MIN_SIDE_PX = 8  # below, nobody could read or describe it
 _MAX_BYTES_IN_MEMORY = 1 << 20  # a larger file is read in blocks, and twice
 _NUM_ROOTS_REMEMBERED = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageReference:
-    """Where an image of a record is, and what it has to be.
-
-    Attributes:
-        uri: its address as the user wrote it.
-        address: its address as it is looked up: relative to `root`, or absolute and below it.
-        root: folder that it may not leave: a path of this machine, or an fsspec URL.
-        sha256: content (hex) that it must have, as an earlier validation saw it; None: any.
-        listed: what a listing of the folder has told of it; None: nobody has looked.
-        data: its bytes, where the input holds them or they have been fetched.
-    """
-
-    uri: str
-    address: str
-    root: Folder
-    sha256: str | None = None
-    listed: StoredFile | None = None
-    data: bytes | None = field(default=None, repr=False)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether its bytes have to come from an object store."""
-        return self.data is None and isinstance(self.root, str)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageInfo:
-    """What validation found out about an image.
-
-    Attributes:
-        uri: its address as the user wrote it.
-        path: where it was found, an absolute path.
-        sha256: of its bytes (hex).
-        width: in pixels, as it is shown (EXIF orientation applied).
-        height: likewise.
-        mode: how its pixels are stored (`L`, `RGB`, `RGBA`, `P` ...).
-        num_bytes: size of the file.
-    """
-
-    uri: str
-    path: str
-    sha256: str
-    width: int
-    height: int
-    mode: str
-    num_bytes: int
-
-    @property
-    def values(self) -> tuple[Any, ...]:
-        """The attributes in their order, as a row of a table."""
-        return self.uri, self.path, self.sha256, self.width, self.height, self.mode, self.num_bytes
-
-    @property
-    def reference(self) -> ImageReference:
-        """The image where it was found, whatever folder that is: its content has to be what validation saw."""
-        return ImageReference(uri=self.uri, address=self.path, root=_folder(os.path.dirname(self.path)), sha256=self.sha256)  # noqa: PTH120
-
-    def reference_under(self, root: Folder) -> ImageReference:
-        """The same image below another root, for files that were moved."""
-        return ImageReference(uri=self.uri, address=self.uri, root=root, sha256=self.sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,20 +224,20 @@ class ImageStore:
     def _url(self, image: ImageReference) -> str:
         assert isinstance(image.root, str)
         address = _below(image.root, image.address)
-        _refuse_address(address)
+        refuse_address(address)
         if address.startswith("/"):
-            raise _escape(image.address, f"leads out of {image.root}")
+            raise path_escape(image.address, f"leads out of {image.root}")
         return join(image.root, address)
 
     def _real_path(self, image: ImageReference) -> str:
         """As `resolve`, for each image of a training: a `Path` is dearer than what is done with it."""
-        _refuse_address(image.address)
+        refuse_address(image.address)
         assert isinstance(image.root, Path)
         real_path = os.path.realpath(os.path.join(image.root, image.address))  # noqa: PTH118
         root = self._real_root(image.root)
         if real_path != root and not real_path.startswith(root.rstrip("/") + "/"):
-            raise _escape(image.address, f"leads out of {root}")
-        if not _is_text(real_path):
+            raise path_escape(image.address, f"leads out of {root}")
+        if not is_text(real_path):
             raise ImageError("bad_unicode", f"the path {real_path!a} is not UTF-8", "rename the file or folder")
         try:
             status = os.stat(real_path)  # noqa: PTH116
@@ -346,12 +262,6 @@ class ImageStore:
                 self._real_roots.clear()
             real_root = self._real_roots[root] = os.path.realpath(root)
         return real_root
-
-
-@lru_cache(maxsize=_NUM_ROOTS_REMEMBERED)
-def _folder(path: str) -> Path:
-    """One `Path` for all images of a folder: it is made, and written out, once."""
-    return Path(path)
 
 
 def _in_memory(file: io.BufferedReader) -> Content:
@@ -415,39 +325,6 @@ def _refuse_vanished_root(image: ImageReference, cause: OSError) -> None:
 
 
 _MISSING_REMEDY = "correct the address, or name the folder that addresses are relative to as image root"
-
-
-def _refuse_address(address: str) -> None:
-    """Refuse what no local path can be, or what leads away from the root by its form."""
-    if not address:
-        raise ImageError("image_missing", "an image address is empty", "give the address, or null for a round without image")
-    if "\x00" in address:
-        raise ImageError("control_char", f"image address {shown(address)} holds a NUL character", "remove it")
-    if not _is_text(address):
-        raise ImageError("bad_unicode", f"image address {address!a} is not UTF-8", "rename the file or folder")
-    if _URL.match(address):
-        message = f"image {shown(address)} is a URL, and none are allowed"
-        raise ImageError("url_not_allowed", message, "fetch the image and give the path of the file")
-    if "\\" in address:
-        raise _escape(address, "holds a backslash", "write / between folders")
-    if _DRIVE.match(address):
-        raise _escape(address, "starts with a drive letter")
-    if address == "~" or (address.startswith("~") and "/" in address):
-        raise _escape(address, "starts in a home folder")
-    if ".." in address.split("/"):
-        raise _escape(address, "holds ..")
-
-
-def _escape(address: str, reason: str, remedy: str = "give a path below the image root, relative to it") -> ImageError:
-    return ImageError("path_escape", f"image {shown(address)} {reason}", remedy)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _file_type(mode: int) -> str:

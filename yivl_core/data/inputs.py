@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from yivl_core.data.dataset import RECORDS_NAME, ValidatedDataset, is_validated_dataset, read_records, record_to_json
 from yivl_core.data.findings import Source, error, shown
 from yivl_core.data.image_folders import ImageListing, find_files, find_root
-from yivl_core.data.images import EXTENSIONS, Folder, ImageError, ImageReference, ImageStore
+from yivl_core.data.images import EXTENSIONS, ImageError, ImageReference, ImageStore
+from yivl_core.data.input_source import InputSource
 from yivl_core.data.parquet_rows import is_parquet
-from yivl_core.data.presets import Language, Task, find_question
 from yivl_core.data.reading import InputRow, open_root, read_rows, readable, references, to_folder
 from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
@@ -28,40 +26,10 @@ from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.listing import StoredFile
 from yivl_core.storage import exists, is_local, join, open_binary, parent
 
+__all__ = ["Input", "InputSource", "input_digest", "open_input", "read_inputs"]
+
 _LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
 _IMAGE_EXTENSIONS = frozenset(EXTENSIONS)
-
-
-class InputSource(BaseModel):
-    """Where records come from: a validated dataset, a file, or images with one question about each."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dataset: str | None = Field(
-        default=None, description="validated-dataset folder, or a jsonl, json, csv or parquet file, here or at an fsspec URL"
-    )
-    image_root: str | None = Field(
-        default=None,
-        description="folder or fsspec URL that image paths are relative to and may not leave; default: the dataset file's own "
-        "folder, and for a validated dataset the places where its images were found",
-    )
-    images: str | None = Field(
-        default=None,
-        description="folder of images, with its subfolders, or a glob pattern, here or at an fsspec URL; or a text file with one "
-        "path a line, or parquet files that hold the images",
-    )
-    prompt: str | None = Field(default=None, description="what to ask about each image of `images`")
-    task: Task | None = Field(default=None, description="in place of a prompt: ask what this task needs")
-    language: Language = Field(default="en", description="of the question that `task` asks")
-    subject: str | None = Field(
-        default=None, description="what the task `count` counts, in Chinese with its measure word; default: objects of any kind"
-    )
-    limit: int | None = Field(default=None, ge=1, description="take the first so many rows only; default: all")
-
-    @property
-    def question(self) -> str | None:
-        """What is asked about each image of `images`."""
-        return self.prompt or (find_question(self.task, self.language, self.subject) if self.task else None)
 
 
 class Input(Protocol):
@@ -331,6 +299,3 @@ def _refuse_broken_files(rows: Iterator[InputRow]) -> Iterator[InputRow]:
         if row.source.line is None:
             raise DatasetError(f"{row.source}: {row.error}")
         yield row
-
-
-__all__ = ["Folder", "Input", "InputSource", "input_digest", "open_input", "read_inputs"]

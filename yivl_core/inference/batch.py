@@ -222,10 +222,13 @@ class _Worker:
         return _prediction(item, completion, generate_s)
 
     def _report(self, message: str = "") -> None:
-        figures, remaining_s = {}, None
+        figures, remaining_s = dict[str, float](), None
         if done := self.done.num_by_finish_reason.total():
             seconds = time.perf_counter() - self._started
-            figures = {"records_per_s": done / seconds, "images_per_s": self.done.num_images / seconds}
+            if self.done.num_images != done:
+                figures["records_per_s"] = done / seconds
+            if self.done.num_images:
+                figures["images_per_s"] = self.done.num_images / seconds
             figures |= {"tokens_per_s": self.done.num_tokens / seconds, "failed": self.done.num_by_finish_reason["error"]}
             remaining_s = (self._num_records - done) * seconds / done
         self._on_progress(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from yivl_core.data.inputs import InputSource
+from yivl_core.data.input_source import InputSource
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import HELD_OUT_FILE
 from yivl_core.settings import narrow

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from yivl_core.data.inputs import InputSource
+from yivl_core.data.input_source import InputSource
 from yivl_core.errors import OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.memory import MemoryPlan

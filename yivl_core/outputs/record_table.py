@@ -1,6 +1,4 @@
-"""What is known of each record of an input before it is answered, one row each, on disk: by SQLite while it is found out, and as
-the parquet file beside the plan from then on.
-"""
+"""What is known of each record before it is answered, on disk: by SQLite while it is found out, then as a parquet file."""
 
 import os
 import sqlite3

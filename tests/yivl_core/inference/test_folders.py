@@ -279,8 +279,8 @@ def test_progress_tells_images_and_tokens_a_second_failures_and_what_is_left(inf
     told = [event for event in seen if event.stage == "infer" and event.done]
     assert [event.done for event in told] == list(range(1, NUM_IMAGES + 1))
     for event in told:
-        assert event.figures["images_per_s"] == pytest.approx(event.figures["records_per_s"])
-        assert event.remaining_s == pytest.approx((NUM_IMAGES - event.done) / event.figures["records_per_s"])
+        assert event.remaining_s == pytest.approx((NUM_IMAGES - event.done) / event.figures["images_per_s"])
+        assert "records_per_s" not in event.figures
     assert told[-1].figures["failed"] == 1
     assert told[-1].figures["tokens_per_s"] > told[-1].figures["images_per_s"]
 

@@ -1,0 +1,152 @@
+"""Where an image is and what it has to be, what validation knows of it, and which addresses are refused. Nothing is opened."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from yivl_core.data.decoding import ImageError
+from yivl_core.data.findings import shown
+from yivl_core.listing import StoredFile
+
+# Extensions that people give to images, with the format they promise (None: one that is not read).
+EXTENSIONS: dict[str, str | None] = {
+    ".png": "PNG",
+    ".apng": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".gif": "GIF",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+    ".pbm": "PPM",
+    ".pnm": "PPM",
+    ".svg": None,
+    ".heic": None,
+    ".heif": None,
+    ".avif": None,
+    ".jp2": None,
+    ".jxl": None,
+    ".psd": None,
+}
+
+Folder = Path | str  # of this machine, or an fsspec URL
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/|data:[^,]*,", re.IGNORECASE)
+_DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
+_NUM_FOLDERS_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReference:
+    """Where an image of a record is, and what it has to be.
+
+    Attributes:
+        uri: its address as the user wrote it.
+        address: its address as it is looked up: relative to `root`, or absolute and below it.
+        root: folder that it may not leave: a path of this machine, or an fsspec URL.
+        sha256: content (hex) that it must have, as an earlier validation saw it; None: any.
+        listed: what a listing of the folder has told of it; None: nobody has looked.
+        data: its bytes, where the input holds them or they have been fetched.
+    """
+
+    uri: str
+    address: str
+    root: Folder
+    sha256: str | None = None
+    listed: StoredFile | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its bytes have to come from an object store."""
+        return self.data is None and isinstance(self.root, str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """What validation found out about an image.
+
+    Attributes:
+        uri: its address as the user wrote it.
+        path: where it was found, an absolute path.
+        sha256: of its bytes (hex).
+        width: in pixels, as it is shown (EXIF orientation applied).
+        height: likewise.
+        mode: how its pixels are stored (`L`, `RGB`, `RGBA`, `P` ...).
+        num_bytes: size of the file.
+    """
+
+    uri: str
+    path: str
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    num_bytes: int
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The attributes in their order, as a row of a table."""
+        return self.uri, self.path, self.sha256, self.width, self.height, self.mode, self.num_bytes
+
+    @property
+    def reference(self) -> ImageReference:
+        """The image where it was found, whatever folder that is: its content has to be what validation saw."""
+        return ImageReference(uri=self.uri, address=self.path, root=_folder(os.path.dirname(self.path)), sha256=self.sha256)  # noqa: PTH120
+
+    def reference_under(self, root: Folder) -> ImageReference:
+        """The same image below another root, for files that were moved."""
+        return ImageReference(uri=self.uri, address=self.uri, root=root, sha256=self.sha256)
+
+
+def refuse_address(address: str) -> None:
+    """Refuse what no path can be, or what leads away from the root by its form.
+
+    Raises:
+        ImageError: of kind `image_missing`, `control_char`, `bad_unicode`, `url_not_allowed` or `path_escape`.
+    """
+    if not address:
+        raise ImageError("image_missing", "an image address is empty", "give the address, or null for a round without image")
+    if "\x00" in address:
+        raise ImageError("control_char", f"image address {shown(address)} holds a NUL character", "remove it")
+    if not is_text(address):
+        raise ImageError("bad_unicode", f"image address {address!a} is not UTF-8", "rename the file or folder")
+    if _URL.match(address):
+        message = f"image {shown(address)} is a URL, and none are allowed"
+        raise ImageError("url_not_allowed", message, "fetch the image and give the path of the file")
+    if "\\" in address:
+        raise path_escape(address, "holds a backslash", "write / between folders")
+    if _DRIVE.match(address):
+        raise path_escape(address, "starts with a drive letter")
+    if address == "~" or (address.startswith("~") and "/" in address):
+        raise path_escape(address, "starts in a home folder")
+    if ".." in address.split("/"):
+        raise path_escape(address, "holds ..")
+
+
+def path_escape(address: str, reason: str, remedy: str = "give a path below the image root, relative to it") -> ImageError:
+    """The error for an address that leads away from its root."""
+    return ImageError("path_escape", f"image {shown(address)} {reason}", remedy)
+
+
+def is_text(path: str) -> bool:
+    """Whether a path can be written as UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=_NUM_FOLDERS_REMEMBERED)
+def _folder(path: str) -> Path:
+    """One `Path` for all images of a folder: it is made, and written out, once."""
+    return Path(path)
