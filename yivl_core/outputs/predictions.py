@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
@@ -262,7 +262,10 @@ def _to_columns(prediction: Prediction) -> dict[str, Any]:
     columns: dict[str, Any] = {column.name: getattr(prediction, column.name) for column in COLUMNS}
     columns["history"] = [{"query": query, "response": response} for query, response in prediction.history]
     columns["references"] = list(prediction.references)
-    columns["images"] = [asdict(image) | {"uri": _as_utf8(image.uri)} for image in prediction.images]
+    columns["images"] = [
+        {"uri": _as_utf8(image.uri), "sha256": image.sha256, "width": image.width, "height": image.height}
+        for image in prediction.images
+    ]
     columns["completion_logprobs"] = None if prediction.completion_logprobs is None else list(prediction.completion_logprobs)
     columns["source"] = _as_utf8(prediction.source)
     columns["error"] = None if prediction.error is None else _as_utf8(prediction.error)
