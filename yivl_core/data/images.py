@@ -198,8 +198,9 @@ class ImageStore:
         path = self._real_path(image)
         try:
             with open(path, "rb") as file:  # noqa: PTH123
-                self._refuse_size(image, os.fstat(file.fileno()).st_size)
-                yield _in_memory(file), path
+                num_bytes = os.fstat(file.fileno()).st_size
+                self._refuse_size(image, num_bytes)
+                yield _in_memory(file, num_bytes), path
         except PermissionError as cause:
             raise _denied(image, path) from cause
         except OSError as cause:
@@ -264,12 +265,28 @@ class ImageStore:
         return real_root
 
 
+<<<<<<< HEAD
 def _in_memory(file: io.BufferedReader) -> Content:
     """The same file in memory, unless it is large."""
     data = file.read(_MAX_BYTES_IN_MEMORY)
     if len(data) < _MAX_BYTES_IN_MEMORY:
         return io.BytesIO(data)
     file.seek(0)
+=======
+@lru_cache(maxsize=_NUM_ROOTS_REMEMBERED)
+def _folder(path: str) -> Path:
+    """One `Path` for all images of a folder: it is made, and written out, once."""
+    return Path(path)
+
+
+def _in_memory(file: io.BufferedReader, num_bytes: int) -> Content:
+    """The same file in memory, unless it is large, or has grown."""
+    if num_bytes < _MAX_BYTES_IN_MEMORY:
+        data = file.read(num_bytes + 1)  # not more: memory that is asked for and given back costs a small file its time
+        if len(data) <= num_bytes:
+            return io.BytesIO(data)
+        file.seek(0)
+>>>>>>> db50d5edf22ce42adae8bcdb37736e9d3faf1602
     return file
 
 

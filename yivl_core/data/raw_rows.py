@@ -71,7 +71,7 @@ def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     readers = {".jsonl": _read_jsonl, ".json": _read_json_list, ".csv": _read_csv}
     reader = readers.get(PurePosixPath(url).suffix.lower())
     if reader is None:
-        raise ConfigurationError(f"{url}: a dataset file has to end in .jsonl, .json, .csv or .parquet; rename or convert it")
+        raise ConfigurationError(f"{url}: a dataset file has to end in .jsonl, .json or .csv; rename or convert it")
     return _rows(url, reader, max_line_bytes)
 
 

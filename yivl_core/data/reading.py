@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, Source
@@ -28,6 +28,7 @@ from yivl_core.storage import exists, is_local, parent
 __all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
 
 DEFAULT_MAX_LINE_BYTES = 1_000_000
+_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +138,8 @@ def read_rows(
         DatasetError: a parquet file is damaged. (Raised when reading comes to it.)
         StorageError: the file cannot be read.
     """
+    if PurePosixPath(url).suffix.lower() not in _EXTENSIONS:
+        raise ConfigurationError(f"{url}: a dataset file has to end in {', '.join(_EXTENSIONS)}; rename or convert it")
     reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
     raw_rows = split_parquet_rows(url, first) if is_parquet(url) else islice(split_raw_rows(url, max_line_bytes), first, None)
     return (reader.read(raw, json_reader) for raw in raw_rows)

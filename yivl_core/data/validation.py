@@ -23,10 +23,10 @@ from yivl_core.data.report import Lengths, Tally, build_report, render_report
 from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock, ImageChecker
 from yivl_core.data.row_workers import FileRows, check_rows, count_cores
 from yivl_core.data.writing import DatasetWriter
-from yivl_core.errors import OutputError
+from yivl_core.errors import ConfigurationError, OutputError
 from yivl_core.locks import sole_publisher
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder
+from yivl_core.storage import is_local, local_path, publish_folder
 
 _ROWS_PER_PROGRESS = 50
 
@@ -91,6 +91,9 @@ def validate_dataset(
 
 
 def _open_file(url: str, config: ValidationConfig) -> FileRows:
+    for place in (url, config.image_root):
+        if place is not None and not is_local(place):
+            raise ConfigurationError(f"{place}: what is validated has to be on this machine; fetch it first")
     reader = RowReader.of_file(url, config.image_root, config.purpose)
     return reader, split_raw_rows(url, config.max_line_bytes)
 

@@ -16,7 +16,7 @@ from yivl_core.inference.splitting import SplitPlan
 from yivl_core.model.adapters import check_base
 from yivl_core.model.files import CheckpointFiles, adapter_digest
 from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
-from yivl_core.outputs.predictions import ContentDigest, read_predictions
+from yivl_core.outputs.predictions import ContentDigest, read_columns
 from yivl_core.outputs.shards import ShardPlan, missing_shards
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.storage import join
@@ -104,11 +104,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _count_all(output: str) -> tuple[Counter[str], Counter[str], str]:
     """How the rows of a complete output ended, what went wrong with some, and the digest of their content."""
     reasons, kinds, digest = Counter[str](), Counter[str](), ContentDigest()
-    for prediction in read_predictions(output):
-        reasons[prediction.finish_reason] += 1
-        if prediction.error_kind is not None:
-            kinds[prediction.error_kind] += 1
-        digest.update(prediction)
+    for columns in read_columns(output):
+        reasons[columns["finish_reason"]] += 1
+        if columns["error_kind"] is not None:
+            kinds[columns["error_kind"]] += 1
+        digest.update_columns(columns)
     return reasons, kinds, digest.hexdigest()
 
 

@@ -8,9 +8,9 @@ The columns, their units and when they are null stand in `schema.py`.
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
@@ -131,6 +131,15 @@ def read_predictions(output: str) -> Iterator[Prediction]:
         OutputError: there are no predictions, a part cannot be read, has another schema, or holds records of another part.
         StorageError: a part cannot be opened.
     """
+    return map(_from_columns, read_columns(output))
+
+
+def read_columns(output: str) -> Iterator[dict[str, Any]]:
+    """The same rows as values by column, for who needs no `Prediction` of each: to make a million takes a quarter of a minute.
+
+    Raises:
+        OutputError, StorageError: as `read_predictions`.
+    """
     file_names = list_parts(output)
     if not file_names:
         raise OutputError(
@@ -139,14 +148,14 @@ def read_predictions(output: str) -> Iterator[Prediction]:
     last_index = -1
     for file_name in file_names:
         url = join(output, PARTS_FOLDER, file_name)
-        for prediction in read_part(output, file_name):
-            if prediction.record_index <= last_index:
+        for columns in _read_part(output, file_name):
+            if columns["record_index"] <= last_index:
                 raise OutputError(
-                    f"{url}: record {prediction.record_index} comes after record {last_index}, so parts of different runs are "
+                    f"{url}: record {columns['record_index']} comes after record {last_index}, so parts of different runs are "
                     "mixed in this folder; run `yivl infer` again with an empty output folder"
                 )
-            last_index = prediction.record_index
-            yield prediction
+            last_index = columns["record_index"]
+            yield columns
 
 
 def count_failures(output: str, file_name: str, records: range) -> int | None:
@@ -175,7 +184,10 @@ class ContentDigest:
 
     def update(self, prediction: Prediction) -> None:
         """Take in the next row in record order."""
-        columns = _to_columns(prediction)
+        self.update_columns(_to_columns(prediction))
+
+    def update_columns(self, columns: Mapping[str, Any]) -> None:
+        """The same with the row as `read_columns` gives it."""
         content = {column.name: columns[column.name] for column in COLUMNS if column.is_content}
         self._hash.update(canonical_json(content).encode() + b"\n")
 
@@ -191,8 +203,8 @@ def content_digest(output: str) -> str:
         OutputError, StorageError: as `read_predictions`.
     """
     digest = ContentDigest()
-    for prediction in read_predictions(output):
-        digest.update(prediction)
+    for columns in read_columns(output):
+        digest.update_columns(columns)
     return digest.hexdigest()
 
 
@@ -202,10 +214,13 @@ def read_part(output: str, file_name: str) -> Iterator[Prediction]:
     Raises:
         OutputError, StorageError: as `read_predictions`.
     """
+    return map(_from_columns, _read_part(output, file_name))
+
+
+def _read_part(output: str, file_name: str) -> Iterator[dict[str, Any]]:
     with _opened_part(join(output, PARTS_FOLDER, file_name)) as batches:
         for batch in batches:
-            for columns in batch.to_pylist():
-                yield _from_columns(columns)
+            yield from batch.to_pylist()
 
 
 @contextmanager
@@ -262,7 +277,10 @@ def _to_columns(prediction: Prediction) -> dict[str, Any]:
     columns: dict[str, Any] = {column.name: getattr(prediction, column.name) for column in COLUMNS}
     columns["history"] = [{"query": query, "response": response} for query, response in prediction.history]
     columns["references"] = list(prediction.references)
-    columns["images"] = [asdict(image) | {"uri": _as_utf8(image.uri)} for image in prediction.images]
+    columns["images"] = [
+        {"uri": _as_utf8(image.uri), "sha256": image.sha256, "width": image.width, "height": image.height}
+        for image in prediction.images
+    ]
     columns["completion_logprobs"] = None if prediction.completion_logprobs is None else list(prediction.completion_logprobs)
     columns["source"] = _as_utf8(prediction.source)
     columns["error"] = None if prediction.error is None else _as_utf8(prediction.error)

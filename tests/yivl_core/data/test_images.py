@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -40,6 +41,13 @@ def test_a_loaded_image_tells_where_and_what_it_is(root: Path) -> None:
     assert loaded.info.sha256 == hashlib.sha256(data).hexdigest()
     assert (loaded.info.width, loaded.info.height, loaded.info.mode, loaded.info.num_bytes) == (12, 9, "L", len(data))
     assert (loaded.image.mode, loaded.image.size, loaded.warnings) == ("RGB", (12, 9), ())
+
+
+def test_an_image_that_grows_after_its_size_was_asked_for_is_read_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (root / "a.png").read_bytes()
+    monkeypatch.setattr("yivl_core.data.images.os.fstat", lambda _: SimpleNamespace(st_size=len(data) - 1))
+    info = ImageStore().load(reference(root, "a.png")).info
+    assert (info.sha256, info.num_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
 
 
 def test_paths_below_the_root_are_found_absolute_ones_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

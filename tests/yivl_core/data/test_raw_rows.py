@@ -198,7 +198,7 @@ def test_a_csv_row_that_is_not_utf8_is_found_and_the_others_are_read(tmp_path: P
 
 
 def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv or \.parquet"):
+    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json or \.csv"):
         split_raw_rows(str(tmp_path / "a.txt"), 1000)
 
 
