@@ -265,20 +265,6 @@ class ImageStore:
         return real_root
 
 
-<<<<<<< HEAD
-def _in_memory(file: io.BufferedReader) -> Content:
-    """The same file in memory, unless it is large."""
-    data = file.read(_MAX_BYTES_IN_MEMORY)
-    if len(data) < _MAX_BYTES_IN_MEMORY:
-        return io.BytesIO(data)
-    file.seek(0)
-=======
-@lru_cache(maxsize=_NUM_ROOTS_REMEMBERED)
-def _folder(path: str) -> Path:
-    """One `Path` for all images of a folder: it is made, and written out, once."""
-    return Path(path)
-
-
 def _in_memory(file: io.BufferedReader, num_bytes: int) -> Content:
     """The same file in memory, unless it is large, or has grown."""
     if num_bytes < _MAX_BYTES_IN_MEMORY:
@@ -286,7 +272,6 @@ def _in_memory(file: io.BufferedReader, num_bytes: int) -> Content:
         if len(data) <= num_bytes:
             return io.BytesIO(data)
         file.seek(0)
->>>>>>> db50d5edf22ce42adae8bcdb37736e9d3faf1602
     return file
 
 

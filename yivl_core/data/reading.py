@@ -138,9 +138,9 @@ def read_rows(
         DatasetError: a parquet file is damaged. (Raised when reading comes to it.)
         StorageError: the file cannot be read.
     """
+    reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
     if PurePosixPath(url).suffix.lower() not in _EXTENSIONS:
         raise ConfigurationError(f"{url}: a dataset file has to end in {', '.join(_EXTENSIONS)}; rename or convert it")
-    reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
     raw_rows = split_parquet_rows(url, first) if is_parquet(url) else islice(split_raw_rows(url, max_line_bytes), first, None)
     return (reader.read(raw, json_reader) for raw in raw_rows)
 

@@ -135,7 +135,12 @@ def test_wrong_places_are_refused_at_once_by_name(tmp_path: Path) -> None:
         read_inputs(InputSource(dataset=str(tmp_path / "nope.jsonl")))
     with pytest.raises(ConfigurationError, match="nowhere: there is no such folder; check the image root"):
         read_inputs(InputSource(dataset=path, image_root=str(tmp_path / "nowhere")))
-    with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json or csv file in it"):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(
+        ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.parquet; rename"
+    ):
+        read_inputs(InputSource(dataset=str(tmp_path / "a.txt")))
+    with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json, csv or parquet file in it"):
         read_rows(str(tmp_path))
     with pytest.raises(DatasetError, match="this is not a validated dataset; make one with `yivl validate FILE --output"):
         read_inputs(InputSource(dataset=str(tmp_path)))

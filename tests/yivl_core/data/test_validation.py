@@ -413,5 +413,5 @@ def test_two_validations_into_one_folder_do_not_meet(
 def test_what_is_validated_has_to_be_here(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"query": "a"}\n')
     values: dict[str, Any] = {"dataset": (str(tmp_path / "a.jsonl"),), "output": str(tmp_path / "out"), "purpose": "inference"}
-    with pytest.raises(ConfigurationError, match="s3://bucket.*: what is validated has to be on this machine; fetch it first"):
+    with pytest.raises(ConfigurationError, match=r"s3://bucket.*: what is validated has to be on this machine; fetch it first"):
         validate_dataset(ValidationConfig(**values | settings))
