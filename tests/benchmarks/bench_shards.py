@@ -4,20 +4,20 @@
 
 `infer_shards` as users run it, on a checkpoint of the published shape with random weights and on JPEG files of two megapixels. No
 batch crosses a shard, so at the end of each some rows of the GPU stand empty; the model stays loaded, and images are made ready
-across the bounds.
+across the bounds. The time is that from the first answer to the last.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import bench_start
-from shapes import write_photographs
 
-from yivl_core.inference.batch import infer_shards
-from yivl_core.inference.configuration import InferenceConfig
-
+CHILD = "--child"
 _NUM_FILES = 400  # each is named several times
 
 
@@ -29,38 +29,47 @@ def main() -> None:
     parser.add_argument("--shard-sizes", type=int, nargs="+", default=[2400, 800])
     parser.add_argument("--folder", type=Path, help="where checkpoint and images are, or will be written and kept")
     arguments = parser.parse_args()
+    from shapes import write_photographs
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         checkpoint, images = folder / "checkpoint", folder / "images"
         if not checkpoint.is_dir():
-            bench_start.write(checkpoint, images)
+            command = [sys.executable, bench_start.__file__, bench_start.CHILD, "write", str(checkpoint), str(images)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         names = [path.name for path in write_photographs(images, _NUM_FILES)]
         listed = images / "list.txt"
         listed.write_text("".join(f"{names[number % len(names)]}\n" for number in range(arguments.images)))
         whole = 0.0
-        for number, shard_size in enumerate(arguments.shard_sizes):
-            summary = infer_shards(
-                InferenceConfig(
-                    model=str(checkpoint),
-                    images=str(listed),
-                    prompt="Describe it.",
-                    output=str(Path(temporary) / f"predictions-{number}"),
-                    max_new_tokens=arguments.new_tokens,
-                    shard_size=shard_size,
-                )
-            )
-            seconds = summary.num_records / summary.records_per_s
-            whole = whole or seconds
-            added = (seconds - whole) / max(1, summary.num_shards - 1)
-            print(
-                json.dumps(
-                    {"shards": summary.num_shards, "images/s": summary.records_per_s, "seconds": seconds,
-                     "seconds a shard": seconds / summary.num_shards, "added by each further shard, s": added,
-                     "with loading and counting, s": summary.runtime_s, "failed": summary.num_failed}
-                ),
-                flush=True,
-            )  # fmt: skip
+        for shard_size in arguments.shard_sizes:  # each in a process of its own, since the first would keep the GPU's memory
+            command = [sys.executable, __file__, CHILD, str(checkpoint), str(listed), str(arguments.new_tokens), str(shard_size)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+            whole = whole or found["answering, s"]
+            added = (found["answering, s"] - whole) / max(1, found["shards"] - 1)
+            print(json.dumps({**found, "added by each further shard, s": added}), flush=True)
+
+
+def answer(checkpoint: str, listed: str, new_tokens: str, shard_size: str) -> dict[str, float]:
+    """Answer the images of a list, as users do; what was seen after the first answer, when all is loaded and started."""
+    from yivl_core.inference.batch import infer_shards
+    from yivl_core.inference.configuration import InferenceConfig
+
+    times: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = InferenceConfig(
+            model=checkpoint, images=listed, prompt="Describe it.", output=str(Path(folder) / "predictions"),
+            max_new_tokens=int(new_tokens), shard_size=int(shard_size),
+        )  # fmt: skip
+        summary = infer_shards(config, on_progress=lambda progress: times.append((progress.done, time.perf_counter())))
+    first, last = (next(moment for done, moment in times if done == number) for number in (1, summary.num_records))
+    return {
+        "shards": summary.num_shards, "answering, s": last - first, "images/s": (summary.num_records - 1) / (last - first),
+        "all, s": summary.runtime_s, "failed": summary.num_failed,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [CHILD]:
+        print(json.dumps(answer(*sys.argv[2:])))
+    else:
+        main()
