@@ -73,9 +73,13 @@ def _infer_cached(config: InferenceConfig, deadline_s: float | None, cache_key: 
     return _infer_all(config, deadline_s)
 
 
+def _is_retry() -> bool:
+    """Whether this is a later attempt of the task, which goes on with what the first has published."""
+    return bool(runtime.task_run.run_count > 1)
+
+
 def _infer_all(config: InferenceConfig, deadline_s: float | None) -> InferenceSummary:
-    is_retry = runtime.task_run.run_count > 1  # which goes on with what the first attempt published
-    settings = narrow(config, ShardedInferenceConfig, resume=config.resume or is_retry)
+    settings = narrow(config, ShardedInferenceConfig, resume=config.resume or _is_retry())
     summary: InferenceSummary = run_in_child("infer", settings, ProgressRelay("infer"), deadline_s)
     return summary
 
@@ -92,7 +96,8 @@ def infer_shards(config: InferenceConfig, shard_indices: tuple[int, ...], deadli
 @task(name="plan-shards", **CORE_TASK)
 def plan_shards(config: InferenceConfig) -> list[int]:
     """Publish the split of the input in the output folder, or take up the one that is there; returns the shards to do."""
-    run_in_child("infer", narrow(config, ShardedInferenceConfig, shard_indices=()), ProgressRelay("plan-shards"))
+    settings = narrow(config, ShardedInferenceConfig, shard_indices=(), resume=config.resume or _is_retry())
+    run_in_child("infer", settings, ProgressRelay("plan-shards"))
     return missing(config.output)
 
 

@@ -5,9 +5,11 @@ AWS_ACCESS_KEY_ID, AWS_PROFILE ..., or FSSPEC_S3_... for what s3fs alone knows. 
 one client for each process, which a child does not inherit.
 """
 
+import os
 from typing import Any
 
-from fsspec.core import url_to_fs
+from fsspec import get_filesystem_class
+from fsspec.implementations.local import LocalFileSystem
 
 from yivl_core.errors import ConfigurationError
 from yivl_core.object_stores import without_secrets
@@ -23,11 +25,17 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     Raises:
         ConfigurationError: there is no such kind of address, or the package for it is not installed.
     """
-    try:
-        filesystem, path = url_to_fs(url, use_listings_cache=False)
+    protocol, separator, _ = url.partition("://")
+    if not separator:
+        return LocalFileSystem(), os.path.abspath(url)  # noqa: PTH100  (`Path` would drop what its text may end in)
+    try:  # not `url_to_fs`, for which `::` in the name of a file begins another address
+        kind = get_filesystem_class(protocol)
+        filesystem, path = kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), str(kind._strip_protocol(url))
     except (ValueError, ImportError) as error:
         remedy = "pip install 'yivl[s3]'" if url.startswith(("s3://", "s3a://")) else "give a path of this machine"
         raise ConfigurationError(f"{without_secrets(url)}: addresses of this kind cannot be used ({error}); {remedy}") from error
+    if protocol == "memory" and not path.startswith("/"):  # which it leaves out where a name holds `::`
+        path = f"/{path}"
     if is_s3(filesystem):
         filesystem.retries = _NUM_CLIENT_TRIES
     return filesystem, path

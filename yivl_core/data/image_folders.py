@@ -4,10 +4,7 @@ Local or on an object store, and however many there are: they are put in order o
 """
 
 import os
-import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -18,9 +15,9 @@ from yivl_core.data.images import Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
 from yivl_core.listing import StoredFile, list_tree
 from yivl_core.storage import describe_os_error, is_file, is_local
+from yivl_core.temporary_tables import temporary_database
 
 _ROWS_PER_INSERT = 10_000
-_CACHE_KIB = 16_000
 _READABLE_BY_ALL = 0o444
 
 
@@ -61,7 +58,7 @@ def find_files(pattern: str, extensions: frozenset[str]) -> ImageListing:
     if isinstance(root, str):
         found = (file for file in list_tree(root) if is_wanted.is_file(file.name))
     elif root.is_dir():
-        found = _walk(root, "", is_wanted)
+        found = _walk(root, is_wanted)
     else:  # a glob below a folder that is not there
         found = iter(())
     files = _sorted(found)
@@ -162,19 +159,22 @@ def _leads_on(names: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     return len(parts) > 1 and fnmatchcase(names[0], parts[0]) and _leads_on(names[1:], parts[1:])
 
 
-def _walk(root: Path, folder: str, is_wanted: _Filter) -> Iterator[StoredFile]:
+def _walk(root: Path, is_wanted: _Filter) -> Iterator[StoredFile]:
     """The files below a local folder, without a list of them anywhere."""
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    if not entry.name.startswith(".") and is_wanted.is_folder(name):
-                        yield from _walk(root, name, is_wanted)
-                elif is_wanted.is_file(name) and not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112
-                    yield state_of_file(entry.path, name)
-    except OSError as cause:
-        raise StorageError(describe_os_error(cause, root / folder)) from cause
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118
+                for entry in entries:
+                    name = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        if not entry.name.startswith(".") and is_wanted.is_folder(name):
+                            folders.append(name)
+                    elif is_wanted.is_file(name) and not (entry.is_symlink() and os.path.isdir(entry.path)):  # noqa: PTH112
+                        yield state_of_file(entry.path, name)
+        except OSError as cause:
+            raise StorageError(describe_os_error(cause, root / folder)) from cause
 
 
 def _kind(extensions: frozenset[str]) -> str:
@@ -183,14 +183,8 @@ def _kind(extensions: frozenset[str]) -> str:
 
 def _sorted(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
     """Files in the order of their names, by SQLite's sorter, which goes to disk."""
-    with (
-        tempfile.TemporaryDirectory(prefix="yivl-listing-") as folder,
-        closing(sqlite3.connect(f"{folder}/files.db", isolation_level=None, check_same_thread=False)) as database,
-    ):
-        database.executescript(
-            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};"
-            "CREATE TABLE files (name BLOB, num_bytes INTEGER, state TEXT, content_key TEXT)"
-        )
+    with temporary_database() as database:
+        database.execute("CREATE TABLE files (name BLOB, num_bytes INTEGER, state TEXT, content_key TEXT)")
         source = iter(files)
         while batch := [
             (os.fsencode(file.name), file.num_bytes, file.state, file.content_key) for file in islice(source, _ROWS_PER_INSERT)

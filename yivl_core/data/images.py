@@ -22,6 +22,7 @@ from yivl_core.data.findings import shown
 from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
 from yivl_core.errors import FileTooLargeError, StorageError
 from yivl_core.listing import StoredFile, file_state
+from yivl_core.object_stores import answer_code
 from yivl_core.storage import describe_os_error, is_missing, join, read_limited
 
 __all__ = [
@@ -168,7 +169,7 @@ class ImageStore:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
             num_bytes = content.seek(0, io.SEEK_END)
             if image.sha256 not in (None, sha256):
-                message = f"{path} is not the image that was validated: its sha256 is {sha256}, not {image.sha256}"
+                message = f"{path} is not the image that was validated: its sha256 is not {image.sha256}"
                 raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
             try:
                 decoded = decode_image(content, self.max_pixels)
@@ -228,6 +229,9 @@ class ImageStore:
         refuse_address(address)
         if address.startswith("/"):
             raise path_escape(image.address, f"leads out of {image.root}")
+        if "?versionId=" in address:  # which the client of S3 takes for a part of the request
+            message = f"image {shown(image.uri)} has ?versionId= in its name"
+            raise ImageError("image_missing", message, "give the file another name")
         return join(image.root, address)
 
     def _real_path(self, image: ImageReference) -> str:
@@ -281,9 +285,20 @@ def _missing_told(image: ImageReference) -> Iterator[None]:
     try:
         yield
     except StorageError as cause:
-        if not is_missing(cause):
+        kind = "image_missing" if is_missing(cause) else _kind_of(cause.__cause__)
+        if kind is None:
             raise
-        raise ImageError("image_missing", f"image {shown(image.uri)} is not there ({cause})", _MISSING_REMEDY) from cause
+        raise ImageError(kind, f"image {shown(image.uri)} is not to be had ({cause})", _MISSING_REMEDY) from cause
+
+
+def _kind_of(cause: BaseException | None) -> str | None:
+    """What is wrong with one object, where it is not the store."""
+    if isinstance(cause, OSError) and cause.errno == errno.EISDIR:
+        return "not_a_file"
+    return None if cause is None else _KINDS_BY_ANSWER.get(answer_code(cause) or "")
+
+
+_KINDS_BY_ANSWER = {"KeyTooLongError": "image_missing", "InvalidObjectState": "permission_denied"}
 
 
 def _below(root: str, address: str) -> str:

@@ -7,18 +7,20 @@ folder, glob or list of images, with one prompt --image_folders+
 ```
 """
 
+import codecs
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from yivl_core.data.dataset import RECORDS_NAME, ValidatedDataset, is_validated_dataset, read_records, record_to_json
 from yivl_core.data.findings import Source, error, shown
-from yivl_core.data.image_folders import ImageListing, find_files, find_root
+from yivl_core.data.image_folders import find_files, find_root
 from yivl_core.data.images import EXTENSIONS, ImageError, ImageReference, ImageStore
 from yivl_core.data.input_source import InputSource
-from yivl_core.data.parquet_rows import is_parquet
+from yivl_core.data.parquet_rows import count_parquet_rows, is_parquet
 from yivl_core.data.reading import InputRow, open_root, read_rows, readable, references, to_folder
 from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
@@ -38,6 +40,10 @@ class Input(Protocol):
     @property
     def is_listed(self) -> bool:
         """Whether the rows are files that have to be listed, each of which is a row by itself."""
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether reading may begin at any row without reading those before it."""
 
     @property
     def is_remote(self) -> bool:
@@ -140,6 +146,11 @@ def found_images(row: InputRow, store: ImageStore) -> list[StoredFile | None]:
     return [None if image.sha256 else _found(image, store) for image in row.images]
 
 
+def is_usable(file: StoredFile) -> bool:
+    """Whether what `found_images` tells is a file with content, and not the reason why there is none."""
+    return file.num_bytes > 0
+
+
 def _found(image: ImageReference, store: ImageStore) -> StoredFile:
     try:
         return store.find(image)
@@ -154,6 +165,7 @@ class _DatasetFile:
 
     def __init__(self, source: InputSource) -> None:
         self._source = source
+        self.is_seekable = is_parquet(source.dataset or "")
         self.is_remote = not is_local(source.image_root or source.dataset or "")
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
@@ -169,7 +181,7 @@ class _DatasetFile:
 class _ValidatedRecords:
     """The records of a validated dataset."""
 
-    is_listed = False
+    is_listed = is_seekable = False
 
     def __init__(self, source: InputSource) -> None:
         assert source.dataset is not None
@@ -193,29 +205,37 @@ class _ValidatedRecords:
 class _ParquetImages:
     """The images that parquet files hold, with one question about each."""
 
-    is_listed = False
+    is_listed, is_seekable = False, True
 
     def __init__(self, source: InputSource, question: str) -> None:
         self._source, self._question = source, question
         self.is_remote = not is_local(source.image_root or source.images or "")
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
-        assert self._source.images is not None
-        listing = find_files(self._source.images, frozenset({".parquet"}))
-        rows = itertools.chain.from_iterable(self._rows_of(listing, file) for file in listing.files)
-        return _limited(itertools.islice(rows, first, None), self._source.limit, first)
+        return _limited(self._all_rows(first), self._source.limit, first)
 
     def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
         raise NotImplementedError
 
-    def _rows_of(self, listing: ImageListing, file: StoredFile) -> Iterator[InputRow]:
-        return _refuse_broken_files(read_rows(join(str(listing.root), file.name), self._source.image_root, query=self._question))
+    def _all_rows(self, first: int) -> Iterator[InputRow]:
+        assert self._source.images is not None
+        listing = find_files(self._source.images, frozenset({".parquet"}))
+        is_empty = True
+        for file in listing.files:
+            url = join(str(listing.root), file.name)
+            num_rows = count_parquet_rows(url)
+            is_empty &= num_rows == 0
+            if first < num_rows:
+                yield from map(_with_image, read_rows(url, self._source.image_root, query=self._question, first=first))
+            first = max(0, first - num_rows)
+        if is_empty:
+            raise DatasetError(f"{self._source.images}: there is no row in it")
 
 
 class _ListedImages:
     """A folder, glob pattern or list of images, with one question about each."""
 
-    is_listed = True
+    is_listed, is_seekable = True, False
 
     def __init__(self, source: InputSource, question: str) -> None:
         assert source.images is not None
@@ -254,6 +274,13 @@ class _ListedImages:
         return InputRow(source=source, record=Record(query=self._question, images=(name,)), images=(image,))
 
 
+def _with_image(row: InputRow) -> InputRow:
+    if row.record is None or row.images:
+        return row
+    finding = error("image_missing", "the row holds no image", "give its bytes or its address, or leave the row out")
+    return replace(row, record=None, findings=(*row.findings, finding))
+
+
 def _checked_question(source: InputSource) -> str:
     question = source.question
     if not question:
@@ -270,7 +297,7 @@ def _is_list(url: str) -> bool:
 
 
 def _is_parquet_pattern(url: str) -> bool:
-    return is_parquet(url) and not (is_local(url) and Path(url).is_dir())
+    return is_parquet(url)
 
 
 def _read_list(url: str) -> Iterator[tuple[int, str]]:
@@ -282,6 +309,8 @@ def _read_list(url: str) -> Iterator[tuple[int, str]]:
     is_empty = True
     with open_binary(url) as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             name = line.removesuffix(b"\n").removesuffix(b"\r")
             if name.strip():
                 is_empty = False

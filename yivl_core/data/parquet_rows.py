@@ -12,6 +12,7 @@ Rows come a few at a time and row groups are read as a stream: memory depends on
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import Any
@@ -35,7 +36,17 @@ def is_parquet(url: str) -> bool:
     return PurePosixPath(url).suffix.lower() == ".parquet"
 
 
-def split_parquet_rows(url: str, first: int = 0) -> Iterator[RawRow]:
+def count_parquet_rows(url: str) -> int:
+    """The number of rows that a parquet file's footer tells.
+
+    Raises:
+        DatasetError, StorageError: as `split_parquet_rows`.
+    """
+    with _opened(url) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def split_parquet_rows(url: str, first: int = 0, *, needs_images: bool = False) -> Iterator[RawRow]:
     """The rows of a parquet file, numbered from 1.
 
     An image that lies in the file has the address that its `path` gives, or else `NAME:ROW`, with `#2` for the second of a row.
@@ -43,18 +54,29 @@ def split_parquet_rows(url: str, first: int = 0) -> Iterator[RawRow]:
     Args:
         url: the file.
         first: number of the row to begin with, from 0; row groups before it are not read.
+        needs_images: whether there has to be a column of images.
 
     Raises:
-        DatasetError: the file is damaged or no parquet. (Raised when reading comes to it.)
+        DatasetError: the file is damaged or no parquet, or has no column of images. (Raised when reading comes to it.)
         StorageError: it cannot be opened.
     """
+    with _opened(url) as parquet:
+        if not parquet.metadata.num_rows:
+            yield RawRow(line=None, findings=[error("empty_file", "the file holds no record", "write one record a row")])
+            return
+        names = parquet.schema_arrow.names
+        if needs_images and not set(_IMAGE_COLUMNS) & set(names):
+            raise DatasetError(
+                f"{url} has no column `images` or `image`; it has {', '.join(names)}: rename the one that is meant"
+            )
+        yield from _rows(parquet, PurePosixPath(url).name, first)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[pq.ParquetFile]:
     with open_binary(url) as file:
         try:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-            if not parquet.metadata.num_rows:
-                yield RawRow(line=None, findings=[error("empty_file", "the file holds no record", "write one record a row")])
-                return
-            yield from _rows(parquet, PurePosixPath(url).name, first)
+            yield pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
         except (pa.ArrowException, ValueError, OSError) as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise  # the disk or the network, not the content
@@ -67,19 +89,47 @@ def _rows(parquet: pq.ParquetFile, name: str, first: int) -> Iterator[RawRow]:
     groups = range(first_group, parquet.num_row_groups)
     number = ends[first_group - 1] if first_group else 0
     for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME, row_groups=list(groups)):
-        for values in batch.to_pylist(maps_as_pydicts="lossy"):
+        for columns in zip(*(_values(column) for column in batch.columns), strict=True):
             number += 1
             if number > first:
-                yield _row(number, values, name)
+                yield _row(number, dict(zip(batch.schema.names, columns, strict=True)), name)
+
+
+class _Unreadable:
+    """In the place of a value that Python cannot hold: text that is not UTF-8, a time beyond the year 9999."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError):
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py(maps_as_pydicts="lossy")
+    except (ValueError, OverflowError) as cause:
+        return _Unreadable(cause)
 
 
 def _row(number: int, columns: dict[str, Any], name: str) -> RawRow:
+    for key, value in columns.items():
+        if isinstance(value, _Unreadable):
+            finding = error("wrong_type", f"the value of `{key}` cannot be read ({value.cause})", "mend it, or leave it out")
+            return RawRow(line=number, findings=[finding])
     contents: dict[str, bytes] = {}
     column = next((column for column in _IMAGE_COLUMNS if columns.get(column) is not None), None)
     values = {key: _as_json(value) for key, value in columns.items() if value is not None and key not in _IMAGE_COLUMNS}
     if column is not None:
         images = columns[column] if isinstance(columns[column], list) else [columns[column]]
         values["images"] = [_address(image, f"{name}:{number}", contents) for image in images]
+    if isinstance(values.get("history"), list):
+        values["history"] = [_round(pair) for pair in values["history"]]
     text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())
     return RawRow(line=number, text=text, values=values, num_bytes=sum(map(len, contents.values())), contents=contents)
 
@@ -90,11 +140,16 @@ def _address(image: Any, name: str, contents: dict[str, bytes]) -> Any:
     if isinstance(image, Mapping):
         data, address = image.get("bytes"), image.get("path")
     if not isinstance(data, bytes):
-        return address
+        return _as_json(address)
     if not isinstance(address, str) or address in contents:
         address = name if name not in contents else f"{name}#{len(contents) + 1}"
     contents[address] = data
     return address
+
+
+def _round(pair: Any) -> Any:
+    """A round of a conversation as jsonl has it; predictions store it as a struct."""
+    return [pair["query"], pair["response"]] if isinstance(pair, dict) and pair.keys() == {"query", "response"} else pair
 
 
 def _as_json(value: Any) -> Any:

@@ -102,7 +102,8 @@ class RowReader:
             return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
         asked = raw.values if self.query is None else {**raw.values, "query": self.query}
         parsed = parse_record(asked, self.purpose)
-        if parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
+        is_here = isinstance(self.folder, Path)  # a file from elsewhere has nothing to say of paths on this machine
+        if is_here and parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
             images = references(parsed.note.image_infos(parsed.addresses), self.image_root)
         else:
             root = self.folder if self.image_root is None else self.image_root
@@ -141,7 +142,10 @@ def read_rows(
     reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
     if PurePosixPath(url).suffix.lower() not in _EXTENSIONS:
         raise ConfigurationError(f"{url}: a dataset file has to end in {', '.join(_EXTENSIONS)}; rename or convert it")
-    raw_rows = split_parquet_rows(url, first) if is_parquet(url) else islice(split_raw_rows(url, max_line_bytes), first, None)
+    if is_parquet(url):
+        raw_rows = split_parquet_rows(url, first, needs_images=query is not None)
+    else:
+        raw_rows = islice(split_raw_rows(url, max_line_bytes), first, None)
     return (reader.read(raw, json_reader) for raw in raw_rows)
 
 

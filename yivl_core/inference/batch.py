@@ -22,7 +22,7 @@ from yivl_core.inference.configuration import (
     InferenceSummary,
     find_input,
 )
-from yivl_core.inference.failures import FailureLimit
+from yivl_core.inference.failures import FailureLimit, Peekable, VanishedInput
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import load_engine, plan_engine, require_engine
 from yivl_core.inference.memory import MemoryPlan
@@ -60,6 +60,8 @@ def infer_shards(
     started = time.perf_counter()
     device = first_gpu() if config.is_split else resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
+    if shard_indices is None or len(shard_indices):
+        start_early(device)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
     if config.is_split:
         require_split(config)
@@ -80,12 +82,12 @@ def infer_shards(
         on_progress=on_progress,
     )
     shards, num_failed = _wanted_shards(plan, config, shard_indices)
+    failures = FailureLimit(config.max_failures)
+    failures.count_earlier(num_failed)
     worker = None
     if shards:
-        start_early(device)
         sizes = sizes or _plan_sizes(config, base, device, dtype)
-        worker = _Worker(config, base, sizes, plan, rows, shards, store, device, dtype, on_progress)
-        worker.failures.count_earlier(num_failed)
+        worker = _Worker(config, base, sizes, plan, rows, shards, failures, store, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe()
     elif config.verify_invariance and shard_indices is None:
@@ -112,6 +114,7 @@ class _Worker:
         plan: ShardPlan,
         source: Input,
         shards: Sequence[Shard],
+        failures: FailureLimit,
         store: ImageStore,
         device: torch.device,
         dtype: torch.dtype,
@@ -119,7 +122,7 @@ class _Worker:
     ) -> None:
         self._config, self._plan, self._source, self._shards, self._on_progress = config, plan, source, shards, on_progress
         self._num_records = sum(shard.num_records for shard in shards)
-        self.failures = FailureLimit(config.max_failures)
+        self._failures, self._vanished = failures, VanishedInput()
         self._started = time.perf_counter()
         self.done = WorkDone()
         self._device, self._dtype = device, dtype
@@ -160,17 +163,18 @@ class _Worker:
         rows = planned_rows(self._plan, self._shards, self._source)
         fetch = self._preparer.fetch if self._source.is_remote else None
         with preparing(self._preparer.prepare, self._device, fetch=fetch) as prepare:
-            ready = prepare(rows)
+            ready = Peekable(prepare(rows))
             for shard in self._shards:
-                publish_shard(self._plan, shard, self._answer_all(islice(ready, shard.num_records), shard.num_records))
+                publish_shard(self._plan, shard, self._answer_all(ready, shard.num_records))
 
-    def _answer_all(self, ready: Iterator[PreparedRow], num_rows: int) -> list[Prediction]:
-        """Predictions of rows in their order; images are decoded ahead, while the model answers."""
+    def _answer_all(self, ready: Peekable, num_rows: int) -> list[Prediction]:
+        """Predictions of the next rows in their order; images are decoded ahead, while the model answers."""
         predictions: list[Prediction | None] = [None] * num_rows
         waiting: list[tuple[int, PreparedRow | None, float]] = []  # by number: place, row while it is answered, and since when
 
         def requests() -> Iterator[Request]:
-            for place, item in enumerate(ready):
+            for place, item in enumerate(islice(ready, num_rows)):
+                self._vanished.see(item)
                 if item.inputs is None:
                     predictions[place] = self._finish(item, None, 0.0)
                     continue
@@ -185,6 +189,7 @@ class _Worker:
                 predictions[place] = self._finish(
                     _answered(item, completion, self._dtype), completion, time.perf_counter() - started
                 )
+        self._vanished.look_ahead(ready.coming())
         assert None not in predictions
         return cast(list[Prediction], predictions)
 
@@ -218,7 +223,7 @@ class _Worker:
         self._report()
         if item.error_kind is not None:
             self.done.num_by_error_kind[item.error_kind] += 1
-            self.failures.count(item.error_kind, f"{item.row.source}: {item.error}")
+            self._failures.count(item.error_kind, f"{item.row.source}: {item.error}")
         return _prediction(item, completion, generate_s)
 
     def _report(self, message: str = "") -> None:

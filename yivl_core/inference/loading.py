@@ -1,5 +1,6 @@
 """From a checkpoint folder to an engine that answers."""
 
+import gc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, cast
@@ -52,6 +53,9 @@ def plan_engine(
         CheckpointError: the adapter's folder is broken.
         ConfigurationError: the model does not fit into memory.
     """
+    if device.type == "cuda":
+        gc.collect()  # what an earlier engine of this process holds would count as taken
+        torch.cuda.empty_cache()
     return plan_memory(
         read_config(base),
         dtype,

@@ -25,12 +25,15 @@ def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Ite
         for shard in shards:
             for index, record in zip(shard.records, plan.records(shard), strict=True):
                 row = source.planned_row(record.file, record.line)
-                yield PlannedRow(record_index=index, occurrence=record.occurrence, row=row)
+                yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
         return
     if shards:
         place = shards[0].first_record
         rows = source.rows(place)
         for shard in shards:
+            if shard.first_record > place and source.is_seekable:
+                place = shard.first_record
+                rows = source.rows(place)
             skipped = shard.first_record - place
             yield from _checked(plan, shard, islice(rows, skipped, skipped + shard.num_records))
             place = shard.first_record + shard.num_records
@@ -41,7 +44,7 @@ def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterato
     for index, record, row in zip(shard.records, plan.records(shard), rows, strict=False):
         digest.update(row)
         num_rows += 1
-        yield PlannedRow(record_index=index, occurrence=record.occurrence, row=row)
+        yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
     if num_rows < shard.num_records:
         raise DatasetError(
             f"the input ends at record {shard.first_record + num_rows}, and the plan counts {plan.num_records}; it was changed "

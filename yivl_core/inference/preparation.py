@@ -46,11 +46,13 @@ class PlannedRow:
     Attributes:
         record_index: place in the input.
         occurrence: which row of its name it is, from 1.
+        was_found: whether all of its images were there when the split was planned.
         row: as it was read.
     """
 
     record_index: int
     occurrence: int
+    was_found: bool
     row: InputRow
 
 
@@ -66,6 +68,7 @@ class PreparedRow:
         inputs: what the model reads; None where it failed.
         error_kind: what went wrong, in one word; None: nothing.
         error: the same in a sentence.
+        has_vanished: whether an image is missing that was there when the split was planned.
         preprocess_s: seconds that this took.
     """
 
@@ -76,6 +79,7 @@ class PreparedRow:
     inputs: ModelInputs | None
     error_kind: str | None
     error: str | None
+    has_vanished: bool
     preprocess_s: float
 
 
@@ -130,6 +134,7 @@ class RowPreparer:
             inputs=inputs if kind is None else None,
             error_kind=kind,
             error=error,
+            has_vanished=kind == "image_missing" and planned.was_found and row.record is not None,
             preprocess_s=time.perf_counter() - started,
         )
 

@@ -52,8 +52,8 @@ def make_contact_sheet(config: InferenceConfig, plan: ShardPlan, source: Input, 
 
 
 def _chosen(plan: ShardPlan, source: Input, indices: list[int]) -> Iterator[tuple[InputRow, Prediction]]:
-    wanted = set(indices)
-    shards = [plan.shards[number] for number in sorted({index // plan.shard_size for index in indices})]
+    wanted, all_shards = set(indices), plan.shards
+    shards = [all_shards[number] for number in sorted({index // plan.shard_size for index in indices})]
     predictions = (prediction for shard in shards for prediction in read_part(plan.output, shard.file_name))
     for planned, prediction in zip(planned_rows(plan, shards, source), predictions, strict=True):
         if planned.record_index in wanted:

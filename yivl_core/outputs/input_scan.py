@@ -6,17 +6,18 @@ that memory does not grow with the input, and so that a worker of one shard need
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from yivl_core.data.images import ImageError, ImageReference, ImageStore
-from yivl_core.data.inputs import Input, found_images, row_text
+from yivl_core.data.inputs import Input, found_images, is_usable, row_text
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import sample_digest
 from yivl_core.digests import digest_json
 from yivl_core.outputs.record_table import FoundRecord, RecordTable
 from yivl_core.outputs.sample_ids import base_sample_id
 from yivl_core.progress import OnProgress, Progress, ignore_progress
+from yivl_core.temporary_tables import temporary_database
 
 _PROGRESS_ROWS = 1000
 
@@ -38,13 +39,10 @@ class InputScan:
     table: RecordTable
 
 
+@contextmanager
 def scan_input(
-    source: Input,
-    store: ImageStore,
-    shard_size: int,
-    folder: Path,
-    on_progress: OnProgress = ignore_progress,
-) -> InputScan:
+    source: Input, store: ImageStore, shard_size: int, on_progress: OnProgress = ignore_progress
+) -> Iterator[InputScan]:
     """Look at each row once, and again at those that may be the same sample as another.
 
     Finding which are needs the content of images, and reading every image twice would be dear. So the first look compares texts
@@ -55,24 +53,27 @@ def scan_input(
         source: the input.
         store: finds its images.
         shard_size: records in a shard.
-        folder: for the table, on a disk with room for some 200 bytes a record.
         on_progress: hears of each pass.
 
+    Yields:
+        What was found. Its table takes some 200 bytes a record on the disk for temporary files, until the block ends.
+
     Raises:
-        DatasetError, StorageError: the input cannot be read.
+        DatasetError, StorageError: the input cannot be read, or the table not be written.
     """
-    table, digests = RecordTable(folder), _RunningDigests(shard_size)
-    table.extend(_look(source, store, digests, on_progress))
-    if num_alike := table.find_alike():
-        table.set_keys(_finer_keys(source, store, table, num_alike, on_progress))
+    with temporary_database() as database:
+        table, digests = RecordTable(database), _RunningDigests(shard_size)
+        table.extend(_look(source, store, digests, on_progress))
         if num_alike := table.find_alike():
-            table.set_occurrences(_names(source, store, table, num_alike, on_progress), _key_of_id)
-    return InputScan(
-        num_records=digests.num_rows,
-        digest=digests.whole.hexdigest(),
-        shard_digests=tuple(digests.of_shards()),
-        table=table,
-    )
+            table.set_keys(_finer_keys(source, store, table, num_alike, on_progress))
+            if num_alike := table.find_alike():
+                table.set_occurrences(_names(source, store, table, num_alike, on_progress), _key_of_id)
+        yield InputScan(
+            num_records=digests.num_rows,
+            digest=digests.whole.hexdigest(),
+            shard_digests=tuple(digests.of_shards()),
+            table=table,
+        )
 
 
 class _RunningDigests:
@@ -120,7 +121,7 @@ def _look(source: Input, store: ImageStore, digests: _RunningDigests, on_progres
             for image, file in zip(row.images, files, strict=True)
         ]
         file = files[0] if source.is_listed and files else None
-        yield FoundRecord(_key(row, sizes), file, row.source.line)
+        yield FoundRecord(_key(row, sizes), all(file is None or is_usable(file) for file in files), file, row.source.line)
         _report("plan", digests.num_rows, None, on_progress)
 
 
@@ -158,7 +159,10 @@ def _alike_rows(source: Input, table: RecordTable) -> Iterator[tuple[int, InputR
     for place, row in enumerate(source.rows()):
         if place == number:
             yield place, row
-            number, _ = next(wanted, (-1, None))
+            found = next(wanted, None)
+            if found is None:
+                return
+            number = found[0]
 
 
 def _content(image: ImageReference, store: ImageStore, measure: Callable[[ImageReference], str]) -> str:

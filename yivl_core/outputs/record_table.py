@@ -19,10 +19,10 @@ from yivl_core.storage import open_binary
 
 _ROWS_AT_A_TIME = 10_000
 _ROWS_PER_GROUP = 20_000
-_CACHE_KIB = 16_000
 _SCHEMA = pa.schema(
     [
         pa.field("occurrence", pa.int64(), nullable=False),
+        pa.field("is_found", pa.bool_(), nullable=False),
         pa.field("name", pa.binary()),
         pa.field("num_bytes", pa.int64()),
         pa.field("state", pa.string()),
@@ -39,11 +39,13 @@ class PlannedRecord:
 
     Attributes:
         occurrence: which record of its name it is, from 1.
+        is_found: whether all of its images were there.
         file: of an input of image files, which one it is; else None.
         line: of a list of image files, where it is named; else None.
     """
 
     occurrence: int
+    is_found: bool
     file: StoredFile | None
     line: int | None
 
@@ -54,10 +56,11 @@ class FoundRecord:
 
     Attributes:
         key: equal for equal samples.
-        file, line: as in `PlannedRecord`.
+        is_found, file, line: as in `PlannedRecord`.
     """
 
     key: bytes
+    is_found: bool
     file: StoredFile | None
     line: int | None
 
@@ -66,29 +69,28 @@ class RecordTable:
     """Records in the order of the input. Not to be shared between threads.
 
     Args:
-        folder: an empty one for the table, removed by who made it.
+        database: an empty one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._database = sqlite3.connect(folder / "records.db", isolation_level=None)
-        self._database.executescript(
-            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB};"
-            "CREATE TABLE records (number INTEGER PRIMARY KEY, key BLOB, occurrence INTEGER DEFAULT 1,"
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        database.executescript(
+            "CREATE TABLE records (number INTEGER PRIMARY KEY, key BLOB, occurrence INTEGER DEFAULT 1, is_found INTEGER,"
             " name BLOB, num_bytes INTEGER, state TEXT, content_key TEXT, line INTEGER);"
             "CREATE TABLE alike (number INTEGER PRIMARY KEY);"
             "CREATE TABLE names (name TEXT PRIMARY KEY, next INTEGER) WITHOUT ROWID;"
         )
 
-    def close(self) -> None:
-        """Let go of the file."""
-        self._database.close()
-
     def extend(self, records: Iterable[FoundRecord]) -> None:
         """Add records, numbered on from those that are there."""
         source = iter(records)
-        while batch := [(record.key, *_columns(record.file), record.line) for record in islice(source, _ROWS_AT_A_TIME)]:
-            self._write("INSERT INTO records (key, name, num_bytes, state, content_key, line) VALUES (?, ?, ?, ?, ?, ?)", batch)
+        while batch := [
+            (record.key, record.is_found, *_columns(record.file), record.line) for record in islice(source, _ROWS_AT_A_TIME)
+        ]:
+            self._write(
+                "INSERT INTO records (key, is_found, name, num_bytes, state, content_key, line) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                batch,
+            )
 
     def records(self) -> Iterator[PlannedRecord]:
         """All records, in order."""
@@ -136,12 +138,10 @@ class RecordTable:
         with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
             pages = self._pages("TRUE")
             while rows := list(islice(pages, _ROWS_PER_GROUP)):
-                columns = list(zip(*(row[1:] for row in rows), strict=True))
-                writer.write_table(
-                    pa.Table.from_arrays(
-                        [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-                    )
-                )
+                _, occurrences, are_found, *others = zip(*rows, strict=True)
+                columns = [occurrences, [bool(is_found) for is_found in are_found], *others]
+                arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
         return digest_file(path)
 
     def _next_occurrence(self, name: str, key_of_name: Callable[[str], bytes]) -> int:
@@ -158,7 +158,7 @@ class RecordTable:
     def _pages(self, condition: str) -> Iterator[tuple[Any, ...]]:
         """Rows in order, some at a time, so that the table may be written to meanwhile."""
         query = (
-            "SELECT number, occurrence, name, num_bytes, state, content_key, line FROM records"  # noqa: S608  (no user's text)
+            "SELECT number, occurrence, is_found, name, num_bytes, state, content_key, line FROM records"  # noqa: S608  (no user's text)
             f" WHERE number > ? AND {condition} ORDER BY number LIMIT {_ROWS_AT_A_TIME}"
         )
         last = 0
@@ -199,6 +199,6 @@ def _columns(file: StoredFile | None) -> tuple[bytes | None, int | None, str | N
 
 
 def _planned(columns: Sequence[Any]) -> PlannedRecord:
-    occurrence, name, num_bytes, state, content_key, line = columns
+    occurrence, is_found, name, num_bytes, state, content_key, line = columns
     file = None if name is None else StoredFile(os.fsdecode(name), num_bytes, state, content_key)
-    return PlannedRecord(occurrence=occurrence, file=file, line=line)
+    return PlannedRecord(occurrence=occurrence, is_found=bool(is_found), file=file, line=line)

@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -160,20 +159,18 @@ def plan_shards(
         wanted["data"]["digest"] = stored.fingerprint["data"]["digest"]
         _refuse_differences(stored, wanted)
         return stored
-    with tempfile.TemporaryDirectory(prefix="yivl-plan-") as folder:
-        scan = scan_input(source, store, shard_size, Path(folder), on_progress)
-        with closing(scan.table):
-            wanted["data"]["digest"] = data_digest or scan.digest
-            if not scan.num_records:
-                raise DatasetError(
-                    "the input holds no records, so there is nothing to answer; check the path of the dataset or the images"
-                )
-            if stored is None:
-                if plan := _publish_plan(output, scan, wanted):
-                    return plan
-                stored = read_plan(output)  # somebody else was first
-            _refuse_differences(stored, wanted, scan)
-            return stored
+    with scan_input(source, store, shard_size, on_progress) as scan:
+        wanted["data"]["digest"] = data_digest or scan.digest
+        if not scan.num_records:
+            raise DatasetError(
+                "the input holds no records, so there is nothing to answer; check the path of the dataset or the images"
+            )
+        if stored is None:
+            if plan := _publish_plan(output, scan, wanted):
+                return plan
+            stored = read_plan(output)  # somebody else was first
+        _refuse_differences(stored, wanted, scan)
+        return stored
 
 
 def read_plan(output: str) -> ShardPlan:

@@ -101,3 +101,13 @@ def test_a_subfolder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, mo
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "sub")
     assert find_images(str(tmp_path))[1] == ["a.png"]
+
+
+def test_folders_may_be_nested_as_deeply_as_the_system_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")  # noqa: PTH102
+        os.chdir("d")
+    Path("a.png").touch()
+    os.chdir(tmp_path)
+    assert find_images("d")[1] == ["d/" * 1199 + "a.png"]

@@ -1,6 +1,7 @@
 """Inputs of images with one question about each: lists, parquet files, presets; here and elsewhere."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from yivl_core.data.images import ImageError, ImageStore
-from yivl_core.data.inputs import InputSource, input_digest, read_inputs
+from yivl_core.data.inputs import InputSource, input_digest, open_input, read_inputs
 from yivl_core.data.parquet_rows import split_parquet_rows
 from yivl_core.data.presets import find_question
 from yivl_core.data.reading import InputRow, read_rows
@@ -80,6 +81,13 @@ def test_a_list_of_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n \n")
     with pytest.raises(DatasetError, match=r"list\.txt: the list names no image; write one path a line"):
         read(images=str(tmp_path / "list.txt"), prompt="Read.")
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(3))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")
+    (row,) = read(images=str(tmp_path / "list.txt"), prompt="Read.")
+    assert load(row) == [3]
 
 
 def test_a_line_that_is_no_text_is_an_image_that_cannot_be_had(tmp_path: Path) -> None:
@@ -215,6 +223,72 @@ def test_large_rows_are_held_a_few_at_a_time(tmp_path: Path) -> None:
     assert largest < 60_000_000
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "kinds"),
+    [
+        ("image", pa.array([None, b""], pa.binary()), ["image_missing", "empty"]),
+        ("images", pa.array([[], [None], None], pa.list_(pa.binary())), ["image_missing"] * 3),
+        ("image", pa.array([{"bytes": None, "path": None}] * 2), ["image_missing"] * 2),
+        ("image", pa.nulls(2), ["image_missing"] * 2),
+    ],
+    ids=["bytes", "lists", "structs", "nothing"],
+)
+def test_a_row_without_an_image_is_no_question_about_nothing(
+    name: str, values: pa.Array, kinds: list[str], tmp_path: Path
+) -> None:
+    rows = read(images=write_parquet(tmp_path / "x.parquet", **{name: values}), prompt="Read.")
+    assert [row.error_kind or failure(row) for row in rows] == kinds
+
+
+def failure(row: InputRow) -> str:
+    with pytest.raises(ImageError) as caught:
+        load(row)
+    return caught.value.kind
+
+
+def test_a_file_without_a_column_of_images_is_refused_and_told_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"has no column `images` or `image`; it has img, text: rename the one"):
+        read(images=write_parquet(tmp_path / "x.parquet", img=[png()], text=["a"]), prompt="Read.")
+
+
+def test_a_value_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "x.parquet",
+        query=["a", "b", "c", "d"],
+        when=pa.array([0, 2**60, None, 1], pa.timestamp("ms")),
+        note=pa.array([b"x", b"y", b"z", b"\xff"], pa.binary()).view(pa.string()),
+    )
+    rows = read(dataset=path)
+    assert [row.error_kind for row in rows] == [None, "wrong_type", None, "wrong_type"]
+    assert "`when` cannot be read" in str(rows[1].error)
+    assert "`note` cannot be read" in str(rows[3].error)
+
+
+def test_strange_images_in_a_parquet_file_are_errors_of_their_rows(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", query=["a"], images=[[[png()]]])
+    assert [row.error_kind for row in read(dataset=path)] == ["wrong_type"]
+
+
+def test_rounds_as_predictions_store_them_are_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", query=["And?"], history=[[{"query": "Hello.", "response": "Good day."}]])
+    (row,) = read(dataset=path)
+    assert row.record is not None
+    assert row.record.history == (("Hello.", "Good day."),)
+
+
+def test_an_empty_file_among_others_is_passed_over_and_a_folder_of_that_name_is_searched(tmp_path: Path) -> None:
+    folder = tmp_path / "spark.parquet"
+    folder.mkdir()
+    for name, greys in (("a", (1, 2)), ("b", ()), ("c", (3,))):
+        write_parquet(folder / f"{name}.parquet", image=pa.array([png(grey) for grey in greys], pa.binary()))
+    assert [load(row)[0] for row in read(images=str(folder), prompt="Read.")] == [1, 2, 3]
+    source = open_input(InputSource(images=str(folder), prompt="Read."))
+    assert [[load(row)[0] for row in source.rows(first)] for first in range(4)] == [[1, 2, 3], [2, 3], [3], []]
+    write_parquet(tmp_path / "none.parquet", image=pa.array([], pa.binary()))
+    with pytest.raises(DatasetError, match=r"none\.parquet: there is no row in it"):
+        read(images=str(tmp_path / "none.parquet"), prompt="Read.")
+
+
 # Object stores
 
 
@@ -249,6 +323,32 @@ def test_datasets_and_lists_on_a_store_name_images_beside_them(memory: str) -> N
     with pytest.raises(ImageError) as caught:
         load(row)
     assert caught.value.kind == "image_missing"
+
+
+def test_two_colons_in_a_name_are_a_part_of_it(memory: str, tmp_path: Path) -> None:
+    """fsspec takes them for the beginning of another address."""
+    store = fsspec.filesystem("memory")
+    for name, grey in (("a", 1), ("a::b.png", 2), ("s3::x.png", 3)):
+        store.pipe_file(f"/inputs/{name}", png(grey))
+    assert [load(row) for row in read(images=memory, prompt="Read.")] == [[2], [3]]
+    store.pipe_file("/inputs/list.txt", b"a::b.png\nnope::foo.png\n")
+    good, bad = read(images=f"{memory}/list.txt", prompt="Read.")
+    assert load(good) == [2]
+    assert failure(bad) == "image_missing"
+    (tmp_path / "x::y").mkdir()
+    (tmp_path / "x::y" / "a.png").write_bytes(png(5))
+    (tmp_path / "x::y" / "list.txt").write_text("a.png")
+    assert load(read(images=str(tmp_path / "x::y" / "list.txt"), prompt="Read.")[0]) == [5]
+
+
+def test_a_file_from_elsewhere_opens_nothing_here(memory: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(9))
+    image = {"path": str(secret), "sha256": "0" * 64, "width": 9, "height": 8, "mode": "L", "num_bytes": 9}
+    note = {"file": "x", "line": 1, "images": [image]}
+    line = json.dumps({"query": "What?", "images": ["a.png"], "validated": note})
+    fsspec.filesystem("memory").pipe_file("/inputs/rows.jsonl", line.encode())
+    assert failure(read(dataset=f"{memory}/rows.jsonl")[0]) == "image_missing"
 
 
 @pytest.mark.parametrize(

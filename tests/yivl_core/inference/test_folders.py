@@ -216,6 +216,8 @@ def test_a_run_with_too_many_failures_stops_and_goes_on_when_more_are_allowed(in
     with pytest.raises(DatasetError, match=r"3 rows have failed, .* allows \(3 in parts published before\)"):
         infer(images=str(folder), max_failures=2, resume=True, **ASK)
     assert whole.num_failed == 1
+    with pytest.raises(DatasetError, match=r"1 rows have failed, more than max_failures 0"):
+        infer(images=str(folder), output="whole", max_failures=0, resume=True, **(ASK | {"batch_size": 1}), as_planned=True)
 
 
 def test_a_folder_that_vanishes_stops_the_run_and_is_not_a_folder_of_missing_images(
@@ -235,6 +237,38 @@ def test_a_folder_that_vanishes_stops_the_run_and_is_not_a_folder_of_missing_ima
         infer(images=str(folder), resume=True, **(ASK | {"shard_size": 2}), output="p")
     away.rename(folder)
     assert infer(images=str(folder), resume=True, **(ASK | {"shard_size": 2}), output="p").content_digest == whole.content_digest
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "memory", "subfolder"])
+def test_images_that_vanish_together_stop_the_run_whatever_the_input(
+    kind: str, infer: Infer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is not mounted any more, or a bucket that was emptied. The first image to go is the last of its shard."""
+    monkeypatch.setattr("yivl_core.inference.failures._NUM_VANISHED", 6)
+    settings: dict[str, Any] = {**ASK, "images": str(folder)}
+    if kind == "jsonl":
+        lines = [{"query": "What is it?", "images": [str(path.relative_to(tmp_path))]} for path in sorted(folder.rglob("*.png"))]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        settings = {"dataset": str(tmp_path / "rows.jsonl"), "shard_size": 4}
+    elif kind == "memory":
+        settings["images"] = in_memory(folder, tmp_path)
+    whole = infer(**settings, output="whole")
+    infer(**settings, shard_indices=(0,))
+    (folder / "1").rename(tmp_path / "away")
+    if kind == "memory":
+        fsspec.filesystem("memory").rm("/scans/1", recursive=True)
+    with pytest.raises(StorageError, match=r"the images of \d records one after the other are gone, .* and resume"):
+        infer(**settings, resume=True, as_planned=True)
+    (tmp_path / "away").rename(folder / "1")
+    if kind == "memory":
+        in_memory(folder, tmp_path)
+    assert infer(**settings, resume=True, as_planned=True).content_digest == whole.content_digest
+
+
+def test_images_that_were_never_there_are_rows(infer: Infer, tmp_path: Path) -> None:
+    lines = [{"query": "What is it?", "images": [f"{number}.png"]} for number in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert infer(dataset=str(tmp_path / "rows.jsonl")).num_by_error_kind == {"image_missing": 30}
 
 
 def test_an_image_that_goes_during_the_run_is_one_row(infer: Infer, folder: Path) -> None:

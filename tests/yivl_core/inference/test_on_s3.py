@@ -78,6 +78,21 @@ def test_a_dataset_on_s3_is_read_with_its_images(infer: Infer, images: str, buck
     assert infer(images=f"{bucket}/list.txt", prompt="What?", output="list").num_by_finish_reason.keys() <= {"stop", "length"}
 
 
+def test_what_is_wrong_with_one_address_is_an_error_of_its_row(infer: Infer, images: str, bucket: str) -> None:
+    addresses = {"scans/0/00.png": None, "scans/0": "image_missing",
+                 "scans/0/": "image_missing", "a?versionId=1": "image_missing",
+                 "x::foo": "image_missing", "s3://other/a.png": "url_not_allowed", "x" * 1500: "image_missing"}  # fmt: skip
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/list.txt", "\n".join(addresses).encode())
+    summary = infer(images=f"{bucket}/list.txt", prompt="What?")
+    assert {row.images[0].uri: row.error_kind for row in read_predictions(summary.output)} == addresses
+
+
+def test_two_colons_in_a_key_are_a_part_of_it(infer: Infer, folder: Path, bucket: str) -> None:
+    fsspec.filesystem("s3").pipe_file(f"{bucket}/in/a.png::x.png", (folder / "0" / "00.png").read_bytes())
+    summary = infer(images=f"{bucket}/in", output=f"{bucket}/out::x", **ASK)
+    assert [(row.images[0].uri, row.error_kind) for row in read_predictions(summary.output)] == [("a.png::x.png", None)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "method"),

@@ -59,7 +59,9 @@ def same(one: PreparedRow, other: PreparedRow) -> bool:
 
 def test_rows_from_other_processes_are_those_made_here(shared_data: Path, processor: Processor) -> None:
     source = InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?")
-    rows = [PlannedRow(record_index=n, occurrence=1 + (n == 1), row=row) for n, row in enumerate(read_inputs(source))]
+    rows = [
+        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row) for n, row in enumerate(read_inputs(source))
+    ]
     assert len(rows) > 20
     preparer = RowPreparer(ImageStore(), processor, 1024)
     with preparing(preparer.prepare, BESIDE_A_GPU, num_ahead=7) as prepare:

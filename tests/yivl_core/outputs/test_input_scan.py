@@ -3,9 +3,8 @@
 import hashlib
 import os
 import random
-import tempfile
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from yivl_core.data.images import ImageReference, ImageStore
 from yivl_core.data.inputs import InputSource, open_input
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
+from yivl_core.errors import StorageError
 from yivl_core.listing import StoredFile
 from yivl_core.outputs.input_scan import InputScan, ShardDigest, scan_input
 from yivl_core.outputs.record_table import PlannedRecord, read_planned_records
@@ -45,7 +45,7 @@ class NotingStore(ImageStore):
 class GivenRows:
     """An input of rows that are there."""
 
-    is_listed = is_remote = False
+    is_listed = is_remote = is_seekable = False
 
     def __init__(self, rows: Sequence[InputRow]) -> None:
         self._rows = rows
@@ -79,10 +79,8 @@ def scan(
     rows: Sequence[InputRow], store: ImageStore, shard_size: int = 5, on_progress: OnProgress = ignore_progress
 ) -> tuple[InputScan, list[int]]:
     """What is found, and the occurrence number of each row."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = scan_input(GivenRows(rows), store, shard_size, Path(folder), on_progress)
-        with closing(found.table):
-            return found, [record.occurrence for record in found.table.records()]
+    with scan_input(GivenRows(rows), store, shard_size, on_progress) as found:
+        return found, [record.occurrence for record in found.table.records()]
 
 
 def sample_ids(rows: Sequence[InputRow], store: ImageStore) -> list[str]:
@@ -219,11 +217,10 @@ def test_the_order_of_a_listing_decides_nothing(numbers: Path, seed: int, shard_
             def __exit__(self, *_: object) -> None:
                 pass
 
-        with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+        with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr("yivl_core.data.image_folders.os.scandir", Shuffled)
             source = open_input(InputSource(images=str(numbers), prompt="Read."))
-            found = scan_input(source, ImageStore(), shard_size, Path(folder))
-            with closing(found.table):
+            with scan_input(source, ImageStore(), shard_size) as found:
                 return found.digest, found.shard_digests, list(found.table.records())
 
     shuffle = random.Random(seed).sample
@@ -241,9 +238,8 @@ def test_records_are_stored_with_all_that_was_found_and_read_by_their_numbers(tm
     (tmp_path / "in").mkdir()
     for name in names:
         (tmp_path / "in" / name).write_bytes(b"same")
-    (tmp_path / "table").mkdir()
-    found = scan_input(open_input(InputSource(images=str(tmp_path / "in"), prompt="Read.")), ImageStore(), 3, tmp_path / "table")
-    with closing(found.table):
+    source = open_input(InputSource(images=str(tmp_path / "in"), prompt="Read."))
+    with scan_input(source, ImageStore(), 3) as found:
         digest = found.table.write(tmp_path / "records.parquet")
         records = list(found.table.records())
     assert digest == hashlib.sha256((tmp_path / "records.parquet").read_bytes()).hexdigest()
@@ -253,3 +249,32 @@ def test_records_are_stored_with_all_that_was_found_and_read_by_their_numbers(tm
         for stop in range(first, 5):
             assert list(read_planned_records(str(tmp_path / "records.parquet"), first, stop)) == records[first:stop]
     assert all(isinstance(record, PlannedRecord) for record in records)
+
+
+def test_a_record_tells_whether_its_images_were_there(folder: Path) -> None:
+    rows = [make_row(folder, "q", names) for names in (["a"], ["missing"], ["a", "missing"], [], ["subfolder"])]
+    with scan_input(GivenRows([*rows, make_row(folder, None)]), ImageStore(), 9) as found:
+        assert [record.is_found for record in found.table.records()] == [True, False, False, True, False, True]
+
+
+def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small").mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root; run the tests as root to have this one too")
+    try:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "small"))
+        (tmp_path / "in").mkdir()
+        for number in range(3000):
+            (tmp_path / "in" / f"{number:0200d}.png").touch()
+        source = open_input(InputSource(images=str(tmp_path / "in"), prompt="Read."))
+        with pytest.raises(StorageError, match=r"small: .*full; free some space there, or set TMPDIR"):
+            list(source.rows())
+        with (
+            pytest.raises(StorageError, match=r"small: .*full; free some space there, or set TMPDIR"),
+            scan_input(GivenRows([make_row(tmp_path, f"q{n}") for n in range(20_000)]), ImageStore(), 9),
+        ):
+            pass
+        assert list((tmp_path / "small").iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path / "small")], check=True)

@@ -40,7 +40,7 @@ def make_rows(num_rows: int) -> list[InputRow]:
 class GivenRows:
     """An input of rows that are there."""
 
-    is_listed = is_remote = False
+    is_listed = is_remote = is_seekable = False
 
     def __init__(self, rows: list[InputRow]) -> None:
         self._rows = rows
