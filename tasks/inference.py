@@ -50,7 +50,7 @@ def infer_once(config: InferenceConfig, data: str | None = None, deadline_s: flo
         data: see `inference_key`.
         deadline_s: after which it is stopped; None: no limit.
     """
-    run = _infer_cached if config.resume else _infer_cached.with_options(refresh_cache=True)
+    run = _infer if config.resume else _infer.with_options(refresh_cache=True)
     key = inference_key(config, data)
     summary = run_cached(run, config, key=key, output=config.output, is_intact=_is_intact, deadline_s=deadline_s)
     show_samples(summary.output)
@@ -69,7 +69,7 @@ def infer(config: InferenceConfig, deadline_s: float | None = None) -> Inference
 
 
 @task(name="infer", **CACHED_TASK)
-def _infer_cached(config: InferenceConfig, deadline_s: float | None, cache_key: str) -> InferenceSummary:
+def _infer(config: InferenceConfig, deadline_s: float | None, cache_key: str) -> InferenceSummary:
     return _infer_all(config, deadline_s)
 
 

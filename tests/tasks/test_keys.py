@@ -85,7 +85,7 @@ def test_predictions_are_known_by_content_and_settings(tiny_checkpoint, dataset,
 
 def test_of_held_out_rows_the_limit_counts_too(tiny_checkpoint, dataset, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "merged")
-    shutil.copyfile(Path(dataset, "records.jsonl"), tmp_path / "merged" / "val.jsonl")
+    (tmp_path / "merged" / "val.jsonl").write_text(2 * Path(dataset, "records.jsonl").read_text())
     config = InferenceConfig(model=str(tmp_path / "merged"), load_dataset_config=True, output="here")
     keys = {inference_key(narrow(config, InferenceConfig, **changes)) for changes in ({}, {"limit": 1})}
     assert len(keys) == 2

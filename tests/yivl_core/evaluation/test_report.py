@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageStore
-from yivl_core.data.reading import InputRow
-from yivl_core.data.records import Record
+from yivl_core.data.inputs import InputSource, open_input
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import DatasetError, IncompleteError, OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
@@ -153,8 +151,10 @@ def test_folder_without_predictions_is_refused(tmp_path: Path) -> None:
 
 
 def make_planned(output: Path, make_prediction: MakePrediction, num_shards_done: int) -> str:
-    rows = [InputRow(source=Source(file="f", line=n + 1), record=Record(query="q", id=f"id-{n}")) for n in range(5)]
-    plan = plan_shards(str(output), read_rows=lambda: rows, store=ImageStore(), shard_size=2, fingerprint={}, resume=False)
+    dataset = output.with_suffix(".jsonl")
+    dataset.write_text("".join(json.dumps({"query": "q", "id": f"id-{n}"}) + "\n" for n in range(5)))
+    source = open_input(InputSource(dataset=str(dataset)))
+    plan = plan_shards(str(output), source=source, store=ImageStore(), shard_size=2, fingerprint={"data": {}})
     for shard in plan.shards[:num_shards_done]:
         publish_shard(plan, shard, [make_prediction(n, "a", "a") for n in shard.records])
     return str(output)

@@ -855,6 +855,6 @@ def test_no_setting_is_forgotten_here() -> None:
     tested = {
         *DECIDING, "model", "adapter", "load_dataset_config", "output", "batch_size", "shard_size", "dtype", "device", "resume",
         "dataset", "image_root", "images", "prompt", "limit", "gpu_memory", "batch_invariant", "verify_invariance",
-        "quantization", "attention",
+        "quantization", "attention", "task", "language", "subject", "shard", "as_planned", "max_failures", "contact_sheet",
     }  # fmt: skip
     assert tested == set(InferenceConfig.model_fields)
