@@ -1,4 +1,4 @@
-"""What lies in a folder, at any depth and wherever it is: a million files one by one, in the memory of a page of them.
+"""What lies in a remote folder, at any depth: a million files one by one, in the memory of a page of them.
 
 fsspec's own `find` and `walk` hold the whole tree, or the whole of a folder's page after page.
 """
@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from yivl_core.filesystems import filesystem_of, is_s3, within_patience
-from yivl_core.storage import is_local, storage_errors
+from yivl_core.storage import storage_errors
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
@@ -40,38 +39,30 @@ class StoredFile:
 
 
 def list_tree(url: str) -> Iterator[StoredFile]:
-    """All files in a folder and in the folders below it, dot files too; in no order that can be relied on.
+    """All files in a remote folder and in the folders below it, dot files too; in no order that can be relied on.
 
-    Marks of empty folders on an object store are left out, and so are links to folders, and links that lead nowhere, on a disk.
+    Marks of empty folders on an object store are left out.
 
     Raises:
         StorageError: there is no such folder, or it cannot be listed; raised when the first file is asked for, or a later one.
     """
     with storage_errors(url):
-        if is_local(url):
-            yield from _walk_disk(Path(url))
-            return
         filesystem, path = filesystem_of(url)
         yield from _list_objects(filesystem, path) if is_s3(filesystem) else _walk(filesystem, path)
 
 
 def file_state(url: str) -> StoredFile:
-    """One file; its name is the last part of the address.
+    """One remote file; its name is the last part of the address.
 
     Raises:
         StorageError: there is no such file (then `is_missing` says so), or it is a folder.
     """
     with storage_errors(url):
-        if is_local(url):
-            path = Path(url)
-            if path.is_dir():
-                raise _error(errno.EISDIR, url)
-            return _file_on_disk(path.name, path.stat())
-        filesystem, remote_path = filesystem_of(url)
-        info = filesystem.info(remote_path, **within_patience(filesystem))
+        filesystem, path = filesystem_of(url)
+        info = filesystem.info(path, **within_patience(filesystem))
         if info["type"] != "file":
-            raise _error(errno.EISDIR, remote_path)
-        return _remote_file(remote_path.rsplit("/", 1)[-1], info)
+            raise _error(errno.EISDIR, path)
+        return _remote_file(path.rsplit("/", 1)[-1], info)
 
 
 def _list_objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
@@ -108,19 +99,8 @@ def _walk(filesystem: Any, root: str) -> Iterator[StoredFile]:
                 yield _remote_file(name[len(root.rstrip("/")) + 1 :], entry)
 
 
-def _walk_disk(root: Path) -> Iterator[StoredFile]:
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(f"{folder}{entry.name}/")
-                elif entry.is_file():
-                    yield _file_on_disk(folder + entry.name, entry.stat())
-
-
-def _file_on_disk(name: str, status: os.stat_result) -> StoredFile:
+def file_on_disk(name: str, status: os.stat_result) -> StoredFile:
+    """A file of this machine, by what the system tells of it."""
     return StoredFile(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}", None)
 
 

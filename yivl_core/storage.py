@@ -56,22 +56,24 @@ def parent(url: str) -> str:
 
 def is_file(url: str) -> bool:
     """Whether a file, not a folder, is there."""
-    with storage_errors(url):
-        filesystem, path = filesystem_of(url)
-        return bool(filesystem.isfile(path))
+    return _type_of(url) == "file"
 
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
+    return _type_of(url) is not None
+
+
+def _type_of(url: str) -> str | None:
+    """`file`, `directory` or another; None where nothing is there. A store that cannot tell is an error."""
     with storage_errors(url):
         filesystem, path = filesystem_of(url)
         try:
-            filesystem.info(path, **within_patience(filesystem))
+            return str(filesystem.info(path, **within_patience(filesystem))["type"])
         except (FileNotFoundError, NotADirectoryError) as error:
             if explain(error) is not None:  # the bucket is not there
                 raise
-            return False
-        return True
+            return None
 
 
 def list_files(url: str) -> list[str]:
@@ -98,14 +100,8 @@ def read_limited(url: str, max_bytes: int) -> bytes:
         StorageError: there is no such file, or it cannot be read.
     """
     with storage_errors(url):
-        if is_local(url):
-            with Path(url).open("rb") as file:
-                is_larger = os.fstat(file.fileno()).st_size > max_bytes
-                data = b"" if is_larger else file.read()
-        else:
-            data = _read_start(url, max_bytes + 1)
-            is_larger = len(data) > max_bytes
-    if is_larger:
+        data = _read_start(url, max_bytes + 1)
+    if len(data) > max_bytes:
         raise FileTooLargeError(f"{without_secrets(url)}: the file is larger than {max_bytes} bytes")
     return data
 

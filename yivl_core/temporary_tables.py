@@ -1,7 +1,7 @@
 """Tables that are larger than memory and needed for a while: SQLite in the system's folder for temporary files (TMPDIR)."""
 
+import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -12,27 +12,22 @@ _CACHE_KIB = 16_000
 
 @contextmanager
 def temporary_database() -> Iterator[sqlite3.Connection]:
-    """An empty database, removed at the end. It is read and written by whoever holds it, one at a time."""
-    with (
-        table_errors(),
-        tempfile.TemporaryDirectory(prefix="yivl-table-") as folder,
-        closing(sqlite3.connect(f"{folder}/table.db", isolation_level=None, check_same_thread=False)) as database,
-    ):
-        database.executescript(
-            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -{_CACHE_KIB}"
-        )
-        yield database
+    """An empty database. It is read and written by whoever holds it, one at a time.
 
-
-@contextmanager
-def table_errors() -> Iterator[None]:
-    """Turns what SQLite cannot do in this block, mostly for lack of room, into an error with a remedy.
+    SQLite removes its file when it has opened it, so that nothing is left of it however this process ends.
 
     Raises:
         StorageError: the disk is full, or fails.
     """
+    with _table_errors(), closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as database:
+        database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{_CACHE_KIB}")
+        yield database
+
+
+@contextmanager
+def _table_errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        place = tempfile.gettempdir()
+        place = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108  (where SQLite looks first)
         raise StorageError(f"{place}: {error}; free some space there, or set TMPDIR to a folder on a larger disk") from error

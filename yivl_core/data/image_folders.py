@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from yivl_core.data.images import Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
-from yivl_core.listing import StoredFile, list_tree
+from yivl_core.listing import StoredFile, file_on_disk, list_tree
 from yivl_core.storage import describe_os_error, is_file, is_local
 from yivl_core.temporary_tables import temporary_database
 
@@ -86,8 +86,7 @@ def state_of_file(path: str, name: str) -> StoredFile:
     except OSError:
         return StoredFile(name, 0, "image_missing", None)
     is_readable = status.st_mode & _READABLE_BY_ALL == _READABLE_BY_ALL or os.access(path, os.R_OK)
-    state = f"{status.st_size} {status.st_mtime_ns}" if is_readable else "permission_denied"
-    return StoredFile(name, status.st_size, state, None)
+    return file_on_disk(name, status) if is_readable else StoredFile(name, status.st_size, "permission_denied", None)
 
 
 def _split(pattern: str) -> tuple[Folder, tuple[str, ...]]:

@@ -21,7 +21,7 @@ from yivl_core.data.decoding import DecodedImage, ImageError, decode_image
 from yivl_core.data.findings import shown
 from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
 from yivl_core.errors import FileTooLargeError, StorageError
-from yivl_core.listing import StoredFile, file_state
+from yivl_core.listing import StoredFile, file_on_disk, file_state
 from yivl_core.object_stores import answer_code
 from yivl_core.storage import describe_os_error, is_missing, join, read_limited
 
@@ -97,8 +97,6 @@ class ImageStore:
         """
         if image.listed is not None:
             return image.listed
-        if image.data is not None:
-            return StoredFile(image.address, len(image.data), hashlib.sha256(image.data).hexdigest(), None)
         if not isinstance(image.root, Path):
             with _missing_told(image):
                 return replace(file_state(self._url(image)), name=image.address)
@@ -106,7 +104,7 @@ class ImageStore:
         status = os.stat(path)  # noqa: PTH116
         if not os.access(path, os.R_OK):
             raise _denied(image, path)
-        return StoredFile(image.address, status.st_size, f"{status.st_size} {status.st_mtime_ns}", None)
+        return file_on_disk(image.address, status)
 
     def digest(self, image: ImageReference) -> str:
         """sha256 (hex) of an image's bytes, decodable or not.
@@ -131,7 +129,7 @@ class ImageStore:
                 data = content.read()
             return data[:num_bytes] + data[max(num_bytes, len(data) - num_bytes) :]
         path = self._real_path(image)
-        try:
+        with _disk_errors(image, path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 head = os.pread(descriptor, num_bytes, 0)
@@ -139,10 +137,6 @@ class ImageStore:
                 return head + os.pread(descriptor, num_bytes, max(len(head), size - num_bytes))
             finally:
                 os.close(descriptor)
-        except PermissionError as cause:
-            raise _denied(image, path) from cause
-        except OSError as cause:
-            raise StorageError(describe_os_error(cause, path)) from cause
 
     def fetch(self, image: ImageReference) -> ImageReference:
         """An image of an object store with its bytes; one that cannot be had as it was: `load` will say why.
@@ -197,15 +191,10 @@ class ImageStore:
             yield io.BytesIO(self._read_remote(image)), self._url(image)
             return
         path = self._real_path(image)
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                num_bytes = os.fstat(file.fileno()).st_size
-                self._refuse_size(image, num_bytes)
-                yield _in_memory(file, num_bytes), path
-        except PermissionError as cause:
-            raise _denied(image, path) from cause
-        except OSError as cause:
-            raise StorageError(describe_os_error(cause, path)) from cause
+        with _disk_errors(image, path), open(path, "rb") as file:  # noqa: PTH123
+            num_bytes = os.fstat(file.fileno()).st_size
+            self._refuse_size(image, num_bytes)
+            yield _in_memory(file, num_bytes), path
 
     def _read_remote(self, image: ImageReference) -> bytes:
         try:
@@ -277,6 +266,17 @@ def _in_memory(file: io.BufferedReader, num_bytes: int) -> Content:
             return io.BytesIO(data)
         file.seek(0)
     return file
+
+
+@contextmanager
+def _disk_errors(image: ImageReference, path: str) -> Iterator[None]:
+    """A file that this user may not read is a property of the image; all else is the disk's trouble."""
+    try:
+        yield
+    except PermissionError as cause:
+        raise _denied(image, path) from cause
+    except OSError as cause:
+        raise StorageError(describe_os_error(cause, path)) from cause
 
 
 @contextmanager

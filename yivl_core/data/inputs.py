@@ -10,7 +10,7 @@ folder, glob or list of images, with one prompt --image_folders+
 import codecs
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -26,9 +26,9 @@ from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.listing import StoredFile
-from yivl_core.storage import exists, is_local, join, open_binary, parent
+from yivl_core.storage import is_file, is_local, join, open_binary, parent
 
-__all__ = ["Input", "InputSource", "input_digest", "open_input", "read_inputs"]
+__all__ = ["Input", "InputSource", "ListedImages", "input_digest", "open_input", "read_inputs"]
 
 _LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
 _IMAGE_EXTENSIONS = frozenset(EXTENSIONS)
@@ -36,10 +36,6 @@ _IMAGE_EXTENSIONS = frozenset(EXTENSIONS)
 
 class Input(Protocol):
     """Rows of an input, which may be larger than memory."""
-
-    @property
-    def is_listed(self) -> bool:
-        """Whether the rows are files that have to be listed, each of which is a row by itself."""
 
     @property
     def is_seekable(self) -> bool:
@@ -57,9 +53,6 @@ class Input(Protocol):
             StorageError: a file or folder cannot be read.
         """
 
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        """Of an input that is listed, the row of a file that was found, named in this line of a list."""
-
 
 def open_input(source: InputSource) -> Input:
     """The input that settings name.
@@ -69,9 +62,9 @@ def open_input(source: InputSource) -> Input:
     """
     if source.images is not None:
         question = _checked_question(source)
-        if _is_parquet_pattern(source.images):
+        if is_parquet(source.images):
             return _ParquetImages(source, question)
-        return _ListedImages(source, question)
+        return ListedImages(source, question)
     if source.dataset is None:
         raise ConfigurationError("no input is named; give `dataset`, or `images` and `prompt`")
     if is_local(source.dataset) and Path(source.dataset).is_dir():
@@ -106,7 +99,7 @@ def input_digest(source: InputSource) -> str:
         return stated
     digest, store = hashlib.sha256(), ImageStore()
     for row in read_inputs(source):
-        digest.update(row_text(row).encode() + b"\n" + image_states(row, store).encode() + b"\n")
+        digest.update(row_bytes(row_text(row), found_images(row, store)))
     return digest.hexdigest()
 
 
@@ -128,13 +121,14 @@ def row_text(row: InputRow) -> str:
     return canonical_json(content)
 
 
-def image_states(row: InputRow, store: ImageStore) -> str:
-    """Size and time of change of each image whose content nobody has noted, or what keeps it from being used.
+def row_bytes(text: str, files: Sequence[StoredFile | None]) -> bytes:
+    """What a digest of the data takes in of a row: what it says, and size and time of change of each image of unknown content.
 
-    Raises:
-        StorageError: the store failed.
+    Args:
+        text: of `row_text`.
+        files: of `found_images`.
     """
-    return "\n".join(file.state for file in found_images(row, store) if file is not None)
+    return "\n".join([text, *(file.state for file in files if file is not None), ""]).encode()
 
 
 def found_images(row: InputRow, store: ImageStore) -> list[StoredFile | None]:
@@ -161,8 +155,6 @@ def _found(image: ImageReference, store: ImageStore) -> StoredFile:
 class _DatasetFile:
     """The rows of a jsonl, json, csv or parquet file."""
 
-    is_listed = False
-
     def __init__(self, source: InputSource) -> None:
         self._source = source
         self.is_seekable = is_parquet(source.dataset or "")
@@ -174,14 +166,11 @@ class _DatasetFile:
         rows = read_rows(source.dataset, source.image_root, first=first)
         return _limited(_refuse_broken_files(rows), source.limit, first)
 
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        raise NotImplementedError
-
 
 class _ValidatedRecords:
     """The records of a validated dataset."""
 
-    is_listed = is_seekable = False
+    is_seekable = False
 
     def __init__(self, source: InputSource) -> None:
         assert source.dataset is not None
@@ -198,14 +187,11 @@ class _ValidatedRecords:
         )
         return _limited(rows, self._source.limit, first)
 
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        raise NotImplementedError
-
 
 class _ParquetImages:
     """The images that parquet files hold, with one question about each."""
 
-    is_listed, is_seekable = False, True
+    is_seekable = True
 
     def __init__(self, source: InputSource, question: str) -> None:
         self._source, self._question = source, question
@@ -213,9 +199,6 @@ class _ParquetImages:
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
         return _limited(self._all_rows(first), self._source.limit, first)
-
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        raise NotImplementedError
 
     def _all_rows(self, first: int) -> Iterator[InputRow]:
         assert self._source.images is not None
@@ -232,10 +215,18 @@ class _ParquetImages:
             raise DatasetError(f"{self._source.images}: there is no row in it")
 
 
-class _ListedImages:
-    """A folder, glob pattern or list of images, with one question about each."""
+class ListedImages:
+    """A folder, glob pattern or list of images, with one question about each: an `Input` whose rows can be made of single files.
 
-    is_listed, is_seekable = True, False
+    Args:
+        source: names it.
+        question: about each image.
+
+    Raises:
+        ConfigurationError: there is no such folder or list.
+    """
+
+    is_seekable = False
 
     def __init__(self, source: InputSource, question: str) -> None:
         assert source.images is not None
@@ -252,14 +243,15 @@ class _ListedImages:
         self.is_remote = isinstance(self._root, str)
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
+        """As `Input.rows`; the files are listed."""
         if self._list is None:
             rows = (self.planned_row(file, None) for file in find_files(self._pattern, _IMAGE_EXTENSIONS).files)
         else:
             rows = (self._row(name, line, None) for line, name in _read_list(self._list))
         return _limited(itertools.islice(rows, first, None), self._limit, first)
 
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        assert file is not None
+    def planned_row(self, file: StoredFile, line: int | None) -> InputRow:
+        """The row of a file that was found before, which a list named in this line."""
         return self._row(file.name, line, file)
 
     def _row(self, name: str, line: int | None, file: StoredFile | None) -> InputRow:
@@ -293,11 +285,7 @@ def _checked_question(source: InputSource) -> str:
 
 
 def _is_list(url: str) -> bool:
-    return PurePosixPath(url).suffix.lower() in _LIST_EXTENSIONS and (Path(url).is_file() if is_local(url) else exists(url))
-
-
-def _is_parquet_pattern(url: str) -> bool:
-    return is_parquet(url)
+    return PurePosixPath(url).suffix.lower() in _LIST_EXTENSIONS and is_file(url)
 
 
 def _read_list(url: str) -> Iterator[tuple[int, str]]:

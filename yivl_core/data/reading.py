@@ -23,7 +23,7 @@ from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError
-from yivl_core.storage import exists, is_local, parent
+from yivl_core.storage import is_file, is_local, parent
 
 __all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
 
@@ -169,7 +169,7 @@ def to_folder(url: str) -> Folder:
 def _check_file(url: str) -> None:
     if is_local(url) and Path(url).is_dir():
         raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json, csv or parquet file in it")
-    if not (Path(url).is_file() if is_local(url) else exists(url)):
+    if not is_file(url):
         raise ConfigurationError(f"{url}: there is no such file; check the path")
 
 

@@ -60,7 +60,7 @@ def infer_shards(
     started = time.perf_counter()
     device = first_gpu() if config.is_split else resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    if shard_indices is None or len(shard_indices):
+    if _is_to_work(shard_indices):
         start_early(device)
     base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
     if config.is_split:
@@ -281,14 +281,18 @@ def _image_store(config: InferenceConfig) -> ImageStore:
     return ImageStore(MAX_PIXELS_LIMIT) if is_validated else ImageStore()
 
 
+def _is_to_work(shard_indices: Sequence[int] | None) -> bool:
+    """Whether records are to be answered, and not only planned or counted."""
+    return shard_indices is None or len(shard_indices) > 0
+
+
 def _needs_sizes_first(config: InferenceConfig, shard_indices: Sequence[int] | None) -> bool:
     """Whether the engine's sizes have to be known before a plan is written.
 
     They belong to that of an invariant run, and a model that does not fit must not leave one behind. Who only plans, or counts
     what is there, needs no memory.
     """
-    is_to_work = shard_indices is None or len(shard_indices) > 0
-    return config.batch_invariant or (is_to_work and not exists(join(config.output, PLAN_NAME)))
+    return config.batch_invariant or (_is_to_work(shard_indices) and not exists(join(config.output, PLAN_NAME)))
 
 
 def _plan_sizes(

@@ -1,7 +1,7 @@
 """How many rows may fail before a run stops, and when it is the input that has gone."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from yivl_core.errors import DatasetError, StorageError
 from yivl_core.inference.preparation import PreparedRow
@@ -77,9 +77,10 @@ class FailureLimit:
         kinds = [f"{count} {kind}" for kind, count in self._by_kind.most_common()]
         kinds += [f"{self._num_earlier} in parts published before"] if self._num_earlier else []
         first = f"; the first: {self._first}" if self._first else ""
+        failed = "1 row has" if number == 1 else f"{number} rows have"
         raise DatasetError(
-            f"{number} rows have failed, more than max_failures {self._max_failures} allows ({', '.join(kinds)}){first}. "
-            "Mend the input, or resume with a higher max_failures; what had been published is kept"
+            f"{failed} failed, more than max_failures {self._max_failures} allows ({', '.join(kinds)}){first}. Mend the input "
+            "or resume with a higher max_failures; what had been published is kept"
         )
 
 
@@ -104,15 +105,13 @@ class VanishedInput:
                 f"the last: {item.error}. Bring the folder, disk or bucket back and resume; what had been published is kept"
             )
 
-    def look_ahead(self, coming: Iterable[PreparedRow]) -> None:
+    def look_ahead(self, coming: Iterator[PreparedRow]) -> None:
         """See whether the rows to come go on as the last ones: only then is it known what these are, and may be published.
 
         Raises:
             StorageError: as `see`.
         """
         num_gone = self._num_gone
-        for item in coming:
-            if not self._num_gone:
-                break
+        while self._num_gone and (item := next(coming, None)) is not None:  # a row is waited for only where it has to be known
             self.see(item)
         self._num_gone = num_gone

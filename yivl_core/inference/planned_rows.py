@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from yivl_core.data.inputs import Input
+from yivl_core.data.inputs import Input, ListedImages, row_text
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import DatasetError
 from yivl_core.inference.preparation import PlannedRow
@@ -21,9 +21,10 @@ def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Ite
         DatasetError: the dataset has been changed since the split was planned.
         OutputError, StorageError: plan or input cannot be read.
     """
-    if source.is_listed:
+    if isinstance(source, ListedImages):
         for shard in shards:
             for index, record in zip(shard.records, plan.records(shard), strict=True):
+                assert record.file is not None
                 row = source.planned_row(record.file, record.line)
                 yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
         return
@@ -42,7 +43,7 @@ def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Ite
 def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterator[PlannedRow]:
     digest, num_rows = ShardDigest(), 0
     for index, record, row in zip(shard.records, plan.records(shard), rows, strict=False):
-        digest.update(row)
+        digest.update(row_text(row))
         num_rows += 1
         yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
     if num_rows < shard.num_records:

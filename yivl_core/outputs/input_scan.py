@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from yivl_core.data.images import ImageError, ImageReference, ImageStore
-from yivl_core.data.inputs import Input, found_images, is_usable, row_text
+from yivl_core.data.inputs import Input, ListedImages, found_images, is_usable, row_bytes, row_text
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import sample_digest
 from yivl_core.digests import digest_json
+from yivl_core.listing import StoredFile
 from yivl_core.outputs.record_table import FoundRecord, RecordTable
 from yivl_core.outputs.sample_ids import base_sample_id
 from yivl_core.progress import OnProgress, Progress, ignore_progress
@@ -76,20 +77,35 @@ def scan_input(
         )
 
 
+class ShardDigest:
+    """sha256 over what the rows of one shard say, images apart: how a worker sees that its rows are those that were planned."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def update(self, text: str) -> None:
+        """Take in the `row_text` of the next row."""
+        self._hash.update(text.encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """The digest of the rows so far, in hex."""
+        return self._hash.hexdigest()
+
+
 class _RunningDigests:
     def __init__(self, shard_size: int) -> None:
         self.num_rows = 0
         self.whole = hashlib.sha256()
-        self._shard_size, self._shards, self._shard = shard_size, list[str](), hashlib.sha256()
+        self._shard_size, self._shards = shard_size, list[str]()
+        self._shard = ShardDigest()
 
-    def update(self, text: str, states: str) -> None:
+    def update(self, text: str, files: Sequence[StoredFile | None]) -> None:
         """Take in the next row."""
         if self.num_rows and self.num_rows % self._shard_size == 0:
             self._shards.append(self._shard.hexdigest())
-            self._shard = hashlib.sha256()
-        line = text.encode() + b"\n"
-        self._shard.update(line)
-        self.whole.update(line + states.encode() + b"\n")
+            self._shard = ShardDigest()
+        self._shard.update(text)
+        self.whole.update(row_bytes(text, files))
         self.num_rows += 1
 
     def of_shards(self) -> list[str]:
@@ -97,30 +113,15 @@ class _RunningDigests:
         return [*self._shards, self._shard.hexdigest()] if self.num_rows else []
 
 
-class ShardDigest:
-    """sha256 over what the rows of one shard say, images apart: how a worker sees that its rows are those that were planned."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def update(self, row: InputRow) -> None:
-        """Take in the next row."""
-        self._hash.update(row_text(row).encode() + b"\n")
-
-    def hexdigest(self) -> str:
-        """The digest of the rows so far, in hex."""
-        return self._hash.hexdigest()
-
-
 def _look(source: Input, store: ImageStore, digests: _RunningDigests, on_progress: OnProgress) -> Iterator[FoundRecord]:
     for row in source.rows():
         files = found_images(row, store)
-        digests.update(row_text(row), "\n".join(file.state for file in files if file is not None))
+        digests.update(row_text(row), files)
         sizes = [
             image.sha256 or (file.content_key or str(file.num_bytes) if file else "")
             for image, file in zip(row.images, files, strict=True)
         ]
-        file = files[0] if source.is_listed and files else None
+        file = files[0] if isinstance(source, ListedImages) else None
         yield FoundRecord(_key(row, sizes), all(file is None or is_usable(file) for file in files), file, row.source.line)
         _report("plan", digests.num_rows, None, on_progress)
 
@@ -129,14 +130,12 @@ def _finer_keys(
     source: Input, store: ImageStore, table: RecordTable, num_alike: int, on_progress: OnProgress
 ) -> Iterator[tuple[int, bytes]]:
     """Keys by which hardly any two images are equal that are not; a part of each is read."""
+
+    def sampled(image: ImageReference) -> str:
+        return hashlib.sha256(store.sample(image)).hexdigest()
+
     for done, (number, row) in enumerate(_alike_rows(source, table), 1):
-        yield (
-            number,
-            _key(
-                row,
-                [_content(image, store, lambda image: hashlib.sha256(store.sample(image)).hexdigest()) for image in row.images],
-            ),
-        )
+        yield number, _key(row, [_content(image, store, sampled) for image in row.images])
         _report("compare", done, num_alike, on_progress)
 
 
@@ -150,8 +149,9 @@ def _names(
 
 def _alike_rows(source: Input, table: RecordTable) -> Iterator[tuple[int, InputRow]]:
     """The rows that the table has noted as alike, with their numbers, in order."""
-    if source.is_listed:
+    if isinstance(source, ListedImages):
         for number, record in table.alike():
+            assert record.file is not None
             yield number, source.planned_row(record.file, record.line)
         return
     wanted = table.alike()

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yivl_core.digests import digest_file
 from yivl_core.errors import OutputError
 from yivl_core.listing import StoredFile
 from yivl_core.outputs.sample_ids import numbered
@@ -133,8 +132,8 @@ class RecordTable:
                 [(self._next_occurrence(name, key_of_name), number + 1) for number, name in batch],
             )
 
-    def write(self, path: Path) -> str:
-        """Write the records as the parquet file that `read_planned_records` reads; returns the sha256 (hex) of it."""
+    def write(self, path: Path) -> None:
+        """Write the records as the parquet file that `read_planned_records` reads."""
         with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
             pages = self._pages("TRUE")
             while rows := list(islice(pages, _ROWS_PER_GROUP)):
@@ -142,7 +141,6 @@ class RecordTable:
                 columns = [occurrences, [bool(is_found) for is_found in are_found], *others]
                 arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
-        return digest_file(path)
 
     def _next_occurrence(self, name: str, key_of_name: Callable[[str], bytes]) -> int:
         found = self._database.execute("SELECT next FROM names WHERE name = ?", (name,)).fetchone()

@@ -8,11 +8,8 @@ A published part is the mark that its shard is done. Two workers that write the 
 """
 
 import json
-import shutil
-import tempfile
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -154,10 +151,10 @@ def plan_shards(
         DatasetError: the input holds no records.
     """
     stored = _find_plan(output, is_expected=resume or joins)
-    wanted = json.loads(canonical_json({"shard_size": shard_size, **fingerprint}))
+    wanted = json.loads(canonical_json(fingerprint))
     if stored and as_planned:
         wanted["data"]["digest"] = stored.fingerprint["data"]["digest"]
-        _refuse_differences(stored, wanted)
+        _refuse_differences(stored, shard_size, wanted)
         return stored
     with scan_input(source, store, shard_size, on_progress) as scan:
         wanted["data"]["digest"] = data_digest or scan.digest
@@ -166,10 +163,10 @@ def plan_shards(
                 "the input holds no records, so there is nothing to answer; check the path of the dataset or the images"
             )
         if stored is None:
-            if plan := _publish_plan(output, scan, wanted):
+            if plan := _publish_plan(output, scan, shard_size, wanted):
                 return plan
             stored = read_plan(output)  # somebody else was first
-        _refuse_differences(stored, wanted, scan)
+        _refuse_differences(stored, shard_size, wanted, scan)
         return stored
 
 
@@ -273,9 +270,11 @@ def _find_plan(output: str, is_expected: bool) -> ShardPlan | None:
     return plan
 
 
-def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any], scan: InputScan | None = None) -> None:
-    stored = {"shard_size": plan.shard_size, **plan.fingerprint}
-    there, here = _flat(stored), _flat(wanted)
+def _refuse_differences(plan: ShardPlan, shard_size: int, wanted: dict[str, Any], scan: InputScan | None = None) -> None:
+    there, here = (
+        _flat({"shard_size": size, **fingerprint})
+        for size, fingerprint in ((plan.shard_size, plan.fingerprint), (shard_size, wanted))
+    )
     differences = [
         f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
         for name in sorted(there.keys() | here.keys())
@@ -284,7 +283,7 @@ def _refuse_differences(plan: ShardPlan, wanted: dict[str, Any], scan: InputScan
     if not differences:
         return
     changes = ""
-    if scan is not None and stored["data"] != wanted["data"]:
+    if scan is not None and plan.fingerprint["data"] != wanted["data"]:
         changes = describe_changes(plan.all_records(), scan)
     raise OutputError(
         f"{plan.output} belongs to a run with other settings: {'; '.join(differences)}{changes}. "
@@ -303,24 +302,18 @@ def _shown(values: dict[str, Any], name: str) -> str:
     return canonical_json(values[name]) if name in values else "not set"
 
 
-def _publish_plan(output: str, scan: InputScan, wanted: dict[str, Any]) -> ShardPlan | None:
+def _publish_plan(output: str, scan: InputScan, shard_size: int, fingerprint: dict[str, Any]) -> ShardPlan | None:
     """The plan, unless there is one by now."""
-    with tempfile.TemporaryDirectory(prefix="yivl-plan-") as folder:
-        path = Path(folder) / "records.parquet"
-        records_name = f"{_RECORDS_PREFIX}{scan.table.write(path)[:16]}.parquet"
-        with publish_from_file(join(output, records_name)) as temporary_path:
-            shutil.copyfile(path, temporary_path)
-    shard_size = wanted.pop("shard_size")
+    records_name = f"{_RECORDS_PREFIX}{scan.digest[:16]}.parquet"  # whoever else finds the same writes the same
+    with publish_from_file(join(output, records_name)) as path:
+        scan.table.write(path)
     stored = {
         "version": PLAN_VERSION,
         "num_records": scan.num_records,
         "shard_size": shard_size,
-        "fingerprint": wanted,
+        "fingerprint": fingerprint,
         "records_name": records_name,
         "shard_digests": scan.shard_digests,
     }
     text = json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False)
-    if not publish_new(join(output, PLAN_NAME), text.encode() + b"\n"):
-        wanted["shard_size"] = shard_size
-        return None
-    return read_plan(output)
+    return read_plan(output) if publish_new(join(output, PLAN_NAME), text.encode() + b"\n") else None

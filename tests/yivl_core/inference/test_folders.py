@@ -202,7 +202,7 @@ def test_a_run_with_too_many_failures_stops_and_goes_on_when_more_are_allowed(in
     for name in ("0/06.png", "1/01.png"):
         shutil.copyfile(folder / "1" / "05.png", folder / name)
     message = (
-        r"2 rows have failed, more than max_failures 1 allows \(2 truncated\); the first: .*06\.png: .* Mend the input, or resume"
+        r"2 rows have failed, more than max_failures 1 allows \(2 truncated\); the first: .*06\.png: .* Mend the input or resume"
     )
     with pytest.raises(DatasetError, match=message):
         infer(images=str(folder), max_failures=1, **ASK)
@@ -216,7 +216,7 @@ def test_a_run_with_too_many_failures_stops_and_goes_on_when_more_are_allowed(in
     with pytest.raises(DatasetError, match=r"3 rows have failed, .* allows \(3 in parts published before\)"):
         infer(images=str(folder), max_failures=2, resume=True, **ASK)
     assert whole.num_failed == 1
-    with pytest.raises(DatasetError, match=r"1 rows have failed, more than max_failures 0"):
+    with pytest.raises(DatasetError, match=r"1 row has failed, more than max_failures 0"):
         infer(images=str(folder), output="whole", max_failures=0, resume=True, **(ASK | {"batch_size": 1}), as_planned=True)
 
 

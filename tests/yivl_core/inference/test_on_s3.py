@@ -1,6 +1,5 @@
 """Folders and outputs on an object store that answers as S3 does, and one that fails."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ def content(summary: InferenceSummary) -> list[tuple[Any, ...]]:
 
 def test_a_folder_on_s3_is_answered_as_a_local_one(infer: Infer, folder: Path, images: str, bucket: str, flaky_s3: Any) -> None:
     expected = content(infer(images=str(folder), **ASK))
-    assert expected[-1][0] == f"{expected[0][0]}#2" or any(row[0].endswith("#2") for row in expected)
+    assert sum(row[0].endswith("#2") for row in expected) == 2
     before = flaky_s3.count("GET", ".png")
     summary = infer(images=images, output=f"{bucket}/out", **ASK)
     assert content(summary) == expected
@@ -111,7 +110,8 @@ def test_a_store_that_answers_503_ends_the_run_with_a_word_and_it_goes_on_later(
     assert "resume" in str(caught.value)
     parts = list_parts(f"{bucket}/out")
     assert parts == [f"part-{number:05d}.parquet" for number in range(len(parts))]
-    assert sum(1 for _ in read_predictions(f"{bucket}/out")) == min(3 * len(parts), NUM_IMAGES) if parts else True
+    rows = list(read_predictions(f"{bucket}/out")) if parts else []
+    assert [row.record_index for row in rows] == list(range(3 * len(parts)))
     assert exists(f"{bucket}/out/manifest.json") is False
     assert infer(images=images, output=f"{bucket}/out", resume=True, **ASK).content_digest == whole.content_digest
 
@@ -150,11 +150,3 @@ def test_two_that_plan_at_the_same_time_agree(infer: Infer, images: str, bucket:
     assert summary.content_digest is not None
     with pytest.raises(OutputError, match="shard_size was 3 and is 4"):
         infer(images=images, output=f"{bucket}/out", shard="2/2", **{**ASK, "shard_size": 4})
-
-
-def test_the_local_folder_is_left_as_it_was(infer: Infer, folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    before = sorted((path, path.stat().st_mtime_ns) for path in copy.rglob("*"))
-    infer(images=str(copy), **ASK)
-    assert sorted((path, path.stat().st_mtime_ns) for path in copy.rglob("*")) == before

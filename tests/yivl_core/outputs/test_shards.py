@@ -13,7 +13,6 @@ from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
 from yivl_core.errors import DatasetError, IncompleteError, OutputError
-from yivl_core.listing import StoredFile
 from yivl_core.outputs.predictions import Prediction, content_digest, read_predictions
 from yivl_core.outputs.sample_ids import numbered
 from yivl_core.outputs.shards import (
@@ -40,16 +39,13 @@ def make_rows(num_rows: int) -> list[InputRow]:
 class GivenRows:
     """An input of rows that are there."""
 
-    is_listed = is_remote = is_seekable = False
+    is_remote = is_seekable = False
 
     def __init__(self, rows: list[InputRow]) -> None:
         self._rows = rows
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
         return iter(self._rows[first:])
-
-    def planned_row(self, file: StoredFile | None, line: int | None) -> InputRow:
-        raise NotImplementedError
 
 
 def plan(output: str, num_rows: int = 10, **changes: Any) -> ShardPlan:
