@@ -26,6 +26,7 @@ from yivl_core.errors import DatasetError
 from yivl_core.storage import open_binary
 
 _ROWS_AT_A_TIME = 16
+_BYTES_AT_A_TIME = 64_000_000
 _BUFFER_BYTES = 1 << 20
 _IMAGE_COLUMNS = ("images", "image")
 _SHOWN_CHARS = 200
@@ -88,11 +89,17 @@ def _rows(parquet: pq.ParquetFile, name: str, first: int) -> Iterator[RawRow]:
     first_group = bisect_right(ends, first)
     groups = range(first_group, parquet.num_row_groups)
     number = ends[first_group - 1] if first_group else 0
-    for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME, row_groups=list(groups)):
+    row_bytes = max((_row_bytes(parquet.metadata.row_group(group)) for group in groups), default=0)
+    num_rows = max(1, min(_ROWS_AT_A_TIME, _BYTES_AT_A_TIME // max(1, row_bytes)))
+    for batch in parquet.iter_batches(batch_size=num_rows, row_groups=list(groups)):
         for columns in zip(*(_values(column) for column in batch.columns), strict=True):
             number += 1
             if number > first:
                 yield _row(number, dict(zip(batch.schema.names, columns, strict=True)), name)
+
+
+def _row_bytes(group: pq.RowGroupMetaData) -> int:
+    return int(group.total_byte_size) // max(1, int(group.num_rows))
 
 
 class _Unreadable:

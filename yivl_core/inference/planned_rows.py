@@ -41,11 +41,13 @@ def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Ite
 
 
 def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterator[PlannedRow]:
-    digest, num_rows = ShardDigest(), 0
+    digest, num_rows, last = ShardDigest(), 0, None
     for index, record, row in zip(shard.records, plan.records(shard), rows, strict=False):
+        if last is not None:
+            yield last
         digest.update(row_text(row))
         num_rows += 1
-        yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
+        last = PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
     if num_rows < shard.num_records:
         raise DatasetError(
             f"the input ends at record {shard.first_record + num_rows}, and the plan counts {plan.num_records}; it was changed "
@@ -56,3 +58,5 @@ def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterato
             f"records {shard.first_record} to {shard.first_record + num_rows - 1} are not those that were planned; the dataset "
             "was changed: bring it back and resume, or start again with an empty output folder"
         )
+    if last is not None:  # only now, so that a shard of other rows can never be whole
+        yield last

@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from yivl_core.data.images import ImageError, ImageStore, LoadedImage
+from yivl_core.data.images import ImageError, ImageReference, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, DatasetError
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
@@ -33,6 +33,8 @@ from yivl_core.workers import end_with_parent, start_server, worker_context
 
 # Rows that wait for the model, at 0.6 MB an image of Yi-VL.
 NUM_AHEAD = 64
+# Of files that their rows hold, as parquet and object stores give them; one larger row goes alone.
+MAX_BYTES_AHEAD = 256_000_000
 NUM_FETCHERS = 32
 
 Item = TypeVar("Item")
@@ -54,6 +56,11 @@ class PlannedRow:
     occurrence: int
     was_found: bool
     row: InputRow
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its images, those that are held in memory and those that will be fetched, as far as a listing has told."""
+        return sum(_held_bytes(image) for image in self.row.images)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +146,12 @@ class RowPreparer:
         )
 
 
+def _held_bytes(image: ImageReference) -> int:
+    if image.data is not None:
+        return len(image.data)
+    return image.listed.num_bytes if image.is_remote and image.listed is not None else 0
+
+
 def _without_data(row: InputRow) -> InputRow:
     """The row as predictions need it: bytes of images would be sent back and held until the shard is written."""
     if all(image.data is None for image in row.images):
@@ -197,12 +210,17 @@ def _unpacked(ahead: Callable[[Iterable[Item]], Iterator[bytes]], items: Iterabl
 
 def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, items: Iterable[Item]) -> Iterator[Prepared]:
     source = iter(items)
+    futures: deque[tuple[Future[Prepared], int]] = deque()
     try:
-        futures = deque(pool.submit(work, item) for item in islice(source, num_ahead))
-        while futures:
-            prepared = futures.popleft().result()
-            futures.extend(pool.submit(work, item) for item in islice(source, 1))
-            yield prepared
+        while True:
+            room = max(0, num_ahead - len(futures))
+            for item in islice(source, room if sum(size for _, size in futures) < MAX_BYTES_AHEAD else 0):
+                futures.append((pool.submit(work, item), item.num_bytes if isinstance(item, PlannedRow) else 0))
+                if sum(size for _, size in futures) >= MAX_BYTES_AHEAD:
+                    break
+            if not futures:
+                return
+            yield futures.popleft()[0].result()
     except BrokenProcessPool as cause:
         raise ChildFailedError(
             "a process that prepares images has died; what had been published is kept. If it was killed because memory ran out, "

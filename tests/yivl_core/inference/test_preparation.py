@@ -13,8 +13,10 @@ import psutil
 import pytest
 import torch
 
-from yivl_core.data.images import ImageStore
+from yivl_core.data.findings import Source
+from yivl_core.data.images import ImageReference, ImageStore
 from yivl_core.data.inputs import InputSource, read_inputs
+from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, StorageError
 from yivl_core.inference.preparation import PlannedRow, PreparedRow, RowPreparer, preparing
 from yivl_core.processing.processor import Processor
@@ -69,6 +71,22 @@ def test_rows_from_other_processes_are_those_made_here(shared_data: Path, proces
     expected = [preparer.prepare(row) for row in rows]
     assert {row.inputs is None for row in expected} == {True, False}
     assert [same(*pair) for pair in zip(found, expected, strict=True)] == [True] * len(rows)
+
+
+def test_rows_that_hold_large_files_are_taken_fewer_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yivl_core.inference.preparation.MAX_BYTES_AHEAD", 1000)
+    taken: list[int] = []
+
+    def rows() -> Iterator[PlannedRow]:
+        for number, size in enumerate([100, 500, 500, 5000, 10, 10, 2000, 2000]):
+            taken.append(number)
+            image = ImageReference(uri="a", address="a", root=Path(), data=bytes(size))
+            row = InputRow(source=Source(file="f"), images=(image,))
+            yield PlannedRow(record_index=number, occurrence=1, was_found=True, row=row)
+
+    with preparing(lambda row: row.record_index, CPU) as prepare:
+        seen = [(number, max(taken)) for number in prepare(rows())]
+    assert seen == [(0, 2), (1, 2), (2, 3), (3, 3), (4, 6), (5, 6), (6, 6), (7, 7)]
 
 
 @pytest.mark.parametrize("device", [CPU, BESIDE_A_GPU])

@@ -1,5 +1,6 @@
 """The look at a whole input: which samples occur again, what is read to know that, and what changes the digests."""
 
+import json
 import os
 import random
 import subprocess
