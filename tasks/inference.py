@@ -1,4 +1,4 @@
-"""The tasks around `infer_shards`: all shards in one child, or one of them for a worker."""
+"""The tasks around `infer_shards`: all shards in one child, or some of them for a worker."""
 
 from itertools import islice
 

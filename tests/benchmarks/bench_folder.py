@@ -2,10 +2,12 @@
 
     python tests/benchmarks/bench_folder.py --num-images 100000
     python tests/benchmarks/bench_folder.py --num-images 600 --shard-size 200 --shard-seconds 20
+    python tests/benchmarks/bench_folder.py --num-images 1000000 --plan-only
 
 Beside it, the loop that a user would write: the files in order, Pillow, the model's square, parquet files of as many rows. It
 digests no file, keeps no record of what was planned, and makes no prompts. Each in a process of its own, a tenth of the images
-before all of them: their peaks of memory show what grows with the input.
+before all of them: their peaks of memory show what grows with the input. With `--plan-only` the files hold some hundred bytes,
+many of the same size, and are listed and planned: nothing is decoded.
 """
 
 import argparse
@@ -41,12 +43,17 @@ def main() -> None:
     parser.add_argument(
         "--shard-seconds", type=float, default=0.0, help="how long the model takes for a shard; no loop is measured"
     )
+    parser.add_argument("--plan-only", action="store_true", help="list and plan files that are no images; nothing is answered")
     parser.add_argument("--folder", type=Path, help="where the images are kept; default: a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="yivl-bench-") as temporary:
         folder = arguments.folder or Path(temporary) / "images"
-        _write_images(folder, arguments.num_images)
+        _write_images(folder, arguments.num_images, are_small=arguments.plan_only)
         output = Path(temporary) / "output"
+        if arguments.plan_only:
+            for name, images in (("tenth", f"{folder}/0*/*.jpg"), ("all", str(folder))):
+                _print("plan_shards", _measured(_plan, images, output / name))
+            return
         if arguments.shard_seconds:
             paced = partial(_infer, shard_size=arguments.shard_size, shard_s=arguments.shard_seconds)
             _print("infer_shards", _measured(paced, str(folder), output))
@@ -63,17 +70,19 @@ def _print(what: str, figures: Figures) -> None:
     print(json.dumps({"what": what, **figures}), flush=True)
 
 
-def _write_images(folder: Path, count: int) -> None:
+def _write_images(folder: Path, count: int, *, are_small: bool) -> None:
     """Different JPEG files of about 3 kB, the same in every run, in folders named 00 to 99."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(pool.map(partial(_write_subfolder, folder, count), range(NUM_FOLDERS)))
+        list(pool.map(partial(_write_subfolder, folder, count, are_small), range(NUM_FOLDERS)))
 
 
-def _write_subfolder(folder: Path, count: int, number: int) -> None:
+def _write_subfolder(folder: Path, count: int, are_small: bool, number: int) -> None:
     (folder / f"{number:02}").mkdir(parents=True, exist_ok=True)
     for place in range(number, count, NUM_FOLDERS):
         path = folder / f"{number:02}" / f"line-{place:07}.jpg"
-        if not path.exists():
+        if are_small:
+            path.write_bytes(place.to_bytes(8) * (20 + place % 50))
+        elif not path.exists():
             random = np.random.default_rng(place)
             strokes = random.integers(0, 256, (12, 40), dtype=np.uint8)
             Image.fromarray(strokes).resize(SIZE_PX, Image.Resampling.BICUBIC).convert("RGB").save(path, quality=80)
@@ -111,6 +120,20 @@ def _plain_loop(folder: Path, output: Path, start: str, *, shard_size: int) -> F
         pq.write_table(pa.Table.from_pylist(rows), output / f"{first}.parquet", compression="zstd")
     seconds = time.perf_counter() - started
     return {"images": len(paths), "images/s": len(paths) / seconds, "MB above start": _memory_mb("VmHWM") - held_mb}
+
+
+def _plan(images: str, output: Path) -> Figures:
+    from yivl_core.data.images import ImageStore
+    from yivl_core.data.inputs import InputSource, open_input
+    from yivl_core.outputs.shards import plan_shards
+
+    held_mb, started = _memory_mb("VmRSS"), time.perf_counter()
+    source = open_input(InputSource(images=images, prompt=PROMPT))
+    plan = plan_shards(str(output), source=source, store=ImageStore(), shard_size=1000, fingerprint={"data": {}})
+    seconds = time.perf_counter() - started
+    stored = sum(path.stat().st_size for path in output.iterdir())
+    return {"files": plan.num_records, "seconds": seconds, "files/s": plan.num_records / seconds,
+            "MB above start": _memory_mb("VmHWM") - held_mb, "MB stored": stored / 1e6}  # fmt: skip
 
 
 def _infer(images: str, output: Path, *, shard_size: int, shard_s: float = 0.0) -> Figures:
