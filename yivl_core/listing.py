@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from yivl_core.filesystems import filesystem_of, is_s3, within_patience
 from yivl_core.storage import storage_errors
@@ -29,7 +30,8 @@ class StoredFile:
         state: changes whenever the content does; the same from `list_tree` and from `file_state`. On a disk size and time of
             change (ns), on an object store the ETag, or what else it has.
         content_key: the same for files of the same content, and for no others: an ETag of S3 that is an MD5, as that of a file
-            sent in one piece without a key of one's own for encryption. None where nothing of that kind is known.
+            sent in one piece is, unless the store encrypts with a key of its own for each file. None where nothing of that kind
+            is known.
     """
 
     name: str
@@ -62,7 +64,7 @@ def file_state(url: str) -> StoredFile:
         info = filesystem.info(path, **within_patience(filesystem))
         if info["type"] != "file":
             raise _error(errno.EISDIR, path)
-        return _remote_file(path.rsplit("/", 1)[-1], info)
+        return _remote_file(path.rsplit("/", 1)[-1], info, is_s3(filesystem) and _has_md5s(filesystem, path))
 
 
 def _list_objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
@@ -71,12 +73,15 @@ def _list_objects(filesystem: Any, path: str) -> Iterator[StoredFile]:
     prefix = key.rstrip("/") + "/" if key else ""
     request = {"Bucket": bucket, "Prefix": prefix}
     is_there = not prefix  # an empty bucket is an empty folder
+    has_md5s = None
     while True:
         page = filesystem.call_s3("list_objects_v2", **request, **within_patience(filesystem))
         for entry in page.get("Contents", ()):
             is_there = True
             if not (entry["Key"].endswith("/") and entry["Size"] == 0):
-                yield _remote_file(entry["Key"][len(prefix) :], entry)
+                if has_md5s is None:
+                    has_md5s = _has_md5s(filesystem, f"{bucket}/{entry['Key']}")
+                yield _remote_file(entry["Key"][len(prefix) :], entry, has_md5s)
         if not page.get("IsTruncated"):
             break
         request["ContinuationToken"] = page["NextContinuationToken"]
@@ -96,7 +101,27 @@ def _walk(filesystem: Any, root: str) -> Iterator[StoredFile]:
             if entry["type"] == "directory":
                 folders.append(name)
             else:
-                yield _remote_file(name[len(root.rstrip("/")) + 1 :], entry)
+                yield _remote_file(name[len(root.rstrip("/")) + 1 :], entry, has_md5s=False)
+
+
+_buckets_with_md5s: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
+
+
+def _has_md5s(filesystem: Any, path: str) -> bool:
+    """Whether the ETags of a bucket tell files of the same content, as those of one that is asked about first.
+
+    Files that are encrypted under a key management service, or by a customer's key, have ETags of the same form that do not:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    """
+    bucket, key, _ = filesystem.split_path(path)
+    known = _buckets_with_md5s.setdefault(filesystem, {})
+    if bucket not in known:
+        try:
+            answer = filesystem.call_s3("head_object", Bucket=bucket, Key=key, **within_patience(filesystem))
+        except OSError:  # of this one file; its reader will be told
+            return False
+        known[bucket] = "kms" not in answer.get("ServerSideEncryption", "") and "SSECustomerAlgorithm" not in answer
+    return known[bucket]
 
 
 def file_on_disk(name: str, status: os.stat_result) -> StoredFile:
@@ -104,12 +129,12 @@ def file_on_disk(name: str, status: os.stat_result) -> StoredFile:
     return StoredFile(name, status.st_size, f"{status.st_size} {status.st_mtime_ns}", None)
 
 
-def _remote_file(name: str, info: dict[str, Any]) -> StoredFile:
+def _remote_file(name: str, info: dict[str, Any], has_md5s: bool) -> StoredFile:
     """A file by what a listing or a question for the one file tells; the two differ in more than their keys."""
     size = info["Size"] if "Size" in info else info["size"]
     etag = next((info[key].strip('"') for key in _ETAGS if info.get(key)), None)
     if etag is not None:
-        return StoredFile(name, size, etag, etag if _MD5.fullmatch(etag) and "ETag" in info else None)
+        return StoredFile(name, size, etag, etag if has_md5s and _MD5.fullmatch(etag) else None)
     changed = next((info[key] for key in _TIMES if info.get(key)), "")
     return StoredFile(name, size, f"{size} {changed.timestamp() if isinstance(changed, datetime) else changed}", None)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from yivl_core.errors import StorageError
@@ -83,6 +84,15 @@ def test_equal_contents_have_equal_keys_where_the_store_knows_them(bucket: str) 
         publish_bytes(join(bucket, name), content)
     keys = {file.name: file.content_key for file in list_tree(bucket)}
     assert keys == {name: hashlib.md5(content).hexdigest() for name, content in (("a", b"same"), ("b", b"same"), ("c", b"other"))}
+
+
+def test_a_bucket_with_a_key_for_each_file_tells_nothing_of_contents(bucket: str) -> None:
+    filesystem = fsspec.filesystem("s3")
+    filesystem.call_s3("create_bucket", Bucket="encrypted")
+    for name in ("a", "b"):
+        filesystem.call_s3("put_object", Bucket="encrypted", Key=name, Body=b"same", ServerSideEncryption="aws:kms")
+    assert [(file.num_bytes, file.content_key) for file in list_tree("s3://encrypted")] == [(4, None)] * 2
+    assert file_state("s3://encrypted/a").content_key is None
 
 
 def test_a_file_sent_in_parts_has_a_state_and_no_key(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

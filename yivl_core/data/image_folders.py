@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from yivl_core.data.images import Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
 from yivl_core.listing import StoredFile, file_on_disk, list_tree
+from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import describe_os_error, is_file, is_local
 from yivl_core.temporary_tables import temporary_database
 
@@ -34,7 +35,7 @@ class ImageListing:
     files: Iterator[StoredFile]
 
 
-def find_files(pattern: str, extensions: frozenset[str]) -> ImageListing:
+def find_files(pattern: str, extensions: frozenset[str], on_progress: OnProgress = ignore_progress) -> ImageListing:
     """The files with one of these extensions.
 
     Dot files and dot folders are left out. Folders are searched through;
@@ -44,6 +45,7 @@ def find_files(pattern: str, extensions: frozenset[str]) -> ImageListing:
     Args:
         pattern: a folder, a single file, or a glob pattern (`**` for any number of folders), local or an fsspec URL.
         extensions: in lower case, with their dots.
+        on_progress: hears of each 10,000 files.
 
     Raises:
         ConfigurationError: there is no such folder or file.
@@ -61,7 +63,7 @@ def find_files(pattern: str, extensions: frozenset[str]) -> ImageListing:
         found = _walk(root, is_wanted)
     else:  # a glob below a folder that is not there
         found = iter(())
-    files = _sorted(found)
+    files = _sorted(found, on_progress)
     first = next(files, None)
     if first is None:
         raise DatasetError(
@@ -180,8 +182,9 @@ def _kind(extensions: frozenset[str]) -> str:
     return "a parquet file" if ".parquet" in extensions else "an image"
 
 
-def _sorted(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
+def _sorted(files: Iterable[StoredFile], on_progress: OnProgress) -> Iterator[StoredFile]:
     """Files in the order of their names, by SQLite's sorter, which goes to disk."""
+    num_files = 0
     with temporary_database() as database:
         database.execute("CREATE TABLE files (name BLOB, num_bytes INTEGER, state TEXT, content_key TEXT)")
         source = iter(files)
@@ -191,5 +194,8 @@ def _sorted(files: Iterable[StoredFile]) -> Iterator[StoredFile]:
             database.execute("BEGIN")
             database.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", batch)
             database.execute("COMMIT")
+            num_files += len(batch)
+            if len(batch) == _ROWS_PER_INSERT:
+                on_progress(Progress(stage="list", done=num_files, total=None, unit="file"))
         for name, num_bytes, state, content_key in database.execute("SELECT * FROM files ORDER BY name"):
             yield StoredFile(os.fsdecode(name), num_bytes, state, content_key)

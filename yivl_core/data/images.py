@@ -115,7 +115,7 @@ class ImageStore:
         """
         if image.sha256 is not None:
             return image.sha256
-        with self._opened(image) as (content, _):
+        with self._opened(image) as (content, *_):
             return hashlib.file_digest(content, "sha256").hexdigest()
 
     def sample(self, image: ImageReference, num_bytes: int = 4096) -> bytes:
@@ -125,7 +125,7 @@ class ImageStore:
             ImageError, StorageError: as `digest`.
         """
         if image.data is not None or not isinstance(image.root, Path):
-            with self._opened(image) as (content, _):
+            with self._opened(image) as (content, *_):
                 data = content.read()
             return data[:num_bytes] + data[max(num_bytes, len(data) - num_bytes) :]
         path = self._real_path(image)
@@ -156,15 +156,16 @@ class ImageStore:
 
         Raises:
             ImageError: as `resolve` and `decode_image`; also `permission_denied`, `too_many_bytes`, and `image_changed` if it is
-                not the image that an earlier validation saw.
+                not the image that an earlier validation or the listing saw.
             StorageError: the disk or network failed.
         """
-        with self._opened(image) as (content, path):
+        with self._opened(image) as (content, path, state):
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
             num_bytes = content.seek(0, io.SEEK_END)
             if image.sha256 not in (None, sha256):
                 message = f"{path} is not the image that was validated: its sha256 is not {image.sha256}"
                 raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
+            _refuse_change(image, num_bytes, state)
             try:
                 decoded = decode_image(content, self.max_pixels)
             except ImageError as cause:
@@ -181,20 +182,20 @@ class ImageStore:
         return LoadedImage(info=info, image=decoded.image, warnings=_warnings(Path(image.address), decoded))
 
     @contextmanager
-    def _opened(self, image: ImageReference) -> Iterator[tuple[Content, str]]:
-        """An image's bytes, for reading at any place, and where they are from."""
+    def _opened(self, image: ImageReference) -> Iterator[tuple[Content, str, str | None]]:
+        """An image's bytes, for reading at any place, where they are from, and the state of the file on this machine."""
         if image.data is not None:
             self._refuse_size(image, len(image.data))
-            yield io.BytesIO(image.data), image.address
+            yield io.BytesIO(image.data), image.address, None
             return
         if not isinstance(image.root, Path):
-            yield io.BytesIO(self._read_remote(image)), self._url(image)
+            yield io.BytesIO(self._read_remote(image)), self._url(image), None
             return
         path = self._real_path(image)
         with _disk_errors(image, path), open(path, "rb") as file:  # noqa: PTH123
-            num_bytes = os.fstat(file.fileno()).st_size
-            self._refuse_size(image, num_bytes)
-            yield _in_memory(file, num_bytes), path
+            status = os.fstat(file.fileno())
+            self._refuse_size(image, status.st_size)
+            yield _in_memory(file, status.st_size), path, file_on_disk(image.address, status).state
 
     def _read_remote(self, image: ImageReference) -> bytes:
         try:
@@ -314,6 +315,18 @@ def _denied(image: ImageReference, path: str) -> ImageError:
 
 def _empty(image: ImageReference) -> ImageError:
     return ImageError("empty", f"image {shown(image.uri)} has no content", "replace the file")
+
+
+def _refuse_change(image: ImageReference, num_bytes: int, state: str | None) -> None:
+    """Nothing, if the file is the one that was listed; of an object store, whose files come without a state, by its size.
+
+    Raises:
+        ImageError: it is not.
+    """
+    listed = image.listed
+    if listed is not None and (listed.num_bytes != num_bytes or state not in (None, listed.state)):
+        message = f"image {shown(image.uri)} is not the file that was listed: its size or its time of change is another"
+        raise ImageError("image_changed", message, "bring the file back, or have it answered with another output folder")
 
 
 def _too_large(image: ImageReference, max_bytes: int) -> ImageError:

@@ -11,10 +11,12 @@ import codecs
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from yivl_core.ahead import request_threads, work_ahead
 from yivl_core.data.dataset import RECORDS_NAME, ValidatedDataset, is_validated_dataset, read_records, record_to_json
 from yivl_core.data.findings import Source, error, shown
 from yivl_core.data.image_folders import find_files, find_root
@@ -26,6 +28,7 @@ from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.listing import StoredFile
+from yivl_core.progress import OnProgress, ignore_progress
 from yivl_core.storage import is_file, is_local, join, open_binary, parent
 
 __all__ = ["Input", "InputSource", "ListedImages", "input_digest", "open_input", "read_inputs"]
@@ -54,8 +57,12 @@ class Input(Protocol):
         """
 
 
-def open_input(source: InputSource) -> Input:
+def open_input(source: InputSource, on_progress: OnProgress = ignore_progress) -> Input:
     """The input that settings name.
+
+    Args:
+        source: names it.
+        on_progress: hears of the listing of files, whenever the rows are asked for.
 
     Raises:
         ConfigurationError: it is not there, or the settings do not name one input.
@@ -63,8 +70,8 @@ def open_input(source: InputSource) -> Input:
     if source.images is not None:
         question = _checked_question(source)
         if is_parquet(source.images):
-            return _ParquetImages(source, question)
-        return ListedImages(source, question)
+            return _ParquetImages(source, question, on_progress)
+        return ListedImages(source, question, on_progress)
     if source.dataset is None:
         raise ConfigurationError("no input is named; give `dataset`, or `images` and `prompt`")
     if is_local(source.dataset) and Path(source.dataset).is_dir():
@@ -97,9 +104,10 @@ def input_digest(source: InputSource) -> str:
     stated = stated_digest(source)
     if stated is not None:
         return stated
-    digest, store = hashlib.sha256(), ImageStore()
-    for row in read_inputs(source):
-        digest.update(row_bytes(row_text(row), found_images(row, store)))
+    digest, store, rows = hashlib.sha256(), ImageStore(), open_input(source)
+    with request_threads() as threads:
+        for row, files in found_rows(rows, store, threads):
+            digest.update(row_bytes(row_text(row), files))
     return digest.hexdigest()
 
 
@@ -126,26 +134,42 @@ def row_bytes(text: str, files: Sequence[StoredFile | None]) -> bytes:
 
     Args:
         text: of `row_text`.
-        files: of `found_images`.
+        files: as `found_rows` gives them.
     """
     return "\n".join([text, *(file.state for file in files if file is not None), ""]).encode()
 
 
-def found_images(row: InputRow, store: ImageStore) -> list[StoredFile | None]:
-    """What is known of each image of a row without reading it; None where its content is known; a reason where it has none.
+def found_rows(source: Input, store: ImageStore, threads: Executor) -> Iterator[tuple[InputRow, list[StoredFile | None]]]:
+    """The rows of an input, each with what is known of its images without reading them; None where their content is known.
+
+    Args:
+        source: the input.
+        store: finds its images.
+        threads: for questions to an object store.
+
+    Raises:
+        DatasetError, StorageError: as `Input.rows`; the store failed.
+    """
+
+    def found(row: InputRow) -> tuple[InputRow, list[StoredFile | None]]:
+        return row, [None if image.sha256 else found_image(image, store) for image in row.images]
+
+    if not source.is_remote:
+        return map(found, source.rows())
+    return work_ahead(threads, found, source.rows(), num_bytes=lambda row: row.num_bytes)
+
+
+def is_usable(file: StoredFile) -> bool:
+    """Whether what `found_image` tells is a file with content, and not the reason why there is none."""
+    return file.num_bytes > 0
+
+
+def found_image(image: ImageReference, store: ImageStore) -> StoredFile:
+    """What is known of an image without reading it; the reason as its state where it cannot be used.
 
     Raises:
         StorageError: the store failed.
     """
-    return [None if image.sha256 else _found(image, store) for image in row.images]
-
-
-def is_usable(file: StoredFile) -> bool:
-    """Whether what `found_images` tells is a file with content, and not the reason why there is none."""
-    return file.num_bytes > 0
-
-
-def _found(image: ImageReference, store: ImageStore) -> StoredFile:
     try:
         return store.find(image)
     except ImageError as cause:
@@ -193,8 +217,8 @@ class _ParquetImages:
 
     is_seekable = True
 
-    def __init__(self, source: InputSource, question: str) -> None:
-        self._source, self._question = source, question
+    def __init__(self, source: InputSource, question: str, on_progress: OnProgress) -> None:
+        self._source, self._question, self._on_progress = source, question, on_progress
         self.is_remote = not is_local(source.image_root or source.images or "")
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
@@ -202,7 +226,7 @@ class _ParquetImages:
 
     def _all_rows(self, first: int) -> Iterator[InputRow]:
         assert self._source.images is not None
-        listing = find_files(self._source.images, frozenset({".parquet"}))
+        listing = find_files(self._source.images, frozenset({".parquet"}), self._on_progress)
         is_empty = True
         for file in listing.files:
             url = join(str(listing.root), file.name)
@@ -221,6 +245,7 @@ class ListedImages:
     Args:
         source: names it.
         question: about each image.
+        on_progress: hears of the listing, whenever the rows are asked for.
 
     Raises:
         ConfigurationError: there is no such folder or list.
@@ -228,9 +253,9 @@ class ListedImages:
 
     is_seekable = False
 
-    def __init__(self, source: InputSource, question: str) -> None:
+    def __init__(self, source: InputSource, question: str, on_progress: OnProgress) -> None:
         assert source.images is not None
-        self._pattern, self._limit, self._question = source.images, source.limit, question
+        self._pattern, self._limit, self._question, self._on_progress = source.images, source.limit, question, on_progress
         self._list = source.images if _is_list(source.images) else None
         if self._list is None:
             if source.image_root is not None:
@@ -245,7 +270,8 @@ class ListedImages:
     def rows(self, first: int = 0) -> Iterator[InputRow]:
         """As `Input.rows`; the files are listed."""
         if self._list is None:
-            rows = (self.planned_row(file, None) for file in find_files(self._pattern, _IMAGE_EXTENSIONS).files)
+            files = find_files(self._pattern, _IMAGE_EXTENSIONS, self._on_progress).files
+            rows = (self.planned_row(file, None) for file in files)
         else:
             rows = (self._row(name, line, None) for line, name in _read_list(self._list))
         return _limited(itertools.islice(rows, first, None), self._limit, first)

@@ -50,6 +50,11 @@ class InputRow:
     text: str = ""
 
     @property
+    def num_bytes(self) -> int:
+        """Memory that the files of its images take, before they are decoded."""
+        return sum(image.num_bytes for image in self.images)
+
+    @property
     def first_error(self) -> Finding | None:
         """What keeps the row from being a record."""
         return next((finding for finding in self.findings if finding.severity == "error"), None)

@@ -69,6 +69,13 @@ class ImageReference:
         """Whether its bytes have to come from an object store."""
         return self.data is None and isinstance(self.root, str)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that its file takes while it is worked on: what is held, or will be fetched as far as a listing has told."""
+        if self.data is not None:
+            return len(self.data)
+        return self.listed.num_bytes if self.is_remote and self.listed is not None else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:

@@ -68,7 +68,7 @@ def infer_shards(
     else:
         require_engine(config, config.adapter, device, dtype)
     sizes = _plan_sizes(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
-    rows = open_input(source)
+    rows = open_input(source, on_progress)
     plan = plan_shards(
         config.output,
         source=rows,

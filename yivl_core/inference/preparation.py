@@ -10,19 +10,18 @@ import os
 import pickle
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
-from yivl_core.data.images import ImageError, ImageReference, ImageStore, LoadedImage
+from yivl_core.ahead import NUM_AHEAD, request_threads, work_ahead
+from yivl_core.data.images import ImageError, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, DatasetError
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
@@ -30,12 +29,6 @@ from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest, numbered
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.workers import end_with_parent, start_server, worker_context
-
-# Rows that wait for the model, at 0.6 MB an image of Yi-VL.
-NUM_AHEAD = 64
-# Of files that their rows hold, as parquet and object stores give them; one larger row goes alone.
-MAX_BYTES_AHEAD = 256_000_000
-NUM_FETCHERS = 32
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -59,8 +52,8 @@ class PlannedRow:
 
     @property
     def num_bytes(self) -> int:
-        """Of its images, those that are held in memory and those that will be fetched, as far as a listing has told."""
-        return sum(_held_bytes(image) for image in self.row.images)
+        """Memory that the files of its images take, before they are decoded."""
+        return self.row.num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +139,6 @@ class RowPreparer:
         )
 
 
-def _held_bytes(image: ImageReference) -> int:
-    if image.data is not None:
-        return len(image.data)
-    return image.listed.num_bytes if image.is_remote and image.listed is not None else 0
-
-
 def _without_data(row: InputRow) -> InputRow:
     """The row as predictions need it: bytes of images would be sent back and held until the shard is written."""
     if all(image.data is None for image in row.images):
@@ -191,17 +178,14 @@ def preparing(
     else:
         pool = ProcessPoolExecutor(min(16, os.cpu_count() or 1), worker_context(__name__), _start_worker, (prepare,))
         ahead = partial(_unpacked, partial(_ahead, pool, _prepare_in_worker, num_ahead))
-    fetchers = ThreadPoolExecutor(NUM_FETCHERS, "fetch") if fetch else None
+    with ExitStack() as stack:
+        threads = stack.enter_context(request_threads()) if fetch else None
+        stack.callback(pool.shutdown, cancel_futures=True)
 
-    def ready(items: Iterable[Item]) -> Iterator[Prepared]:
-        return ahead(_ahead(fetchers, fetch, num_ahead, items) if fetch and fetchers else items)
+        def ready(items: Iterable[Item]) -> Iterator[Prepared]:
+            return ahead(_ahead(threads, fetch, num_ahead, items) if threads and fetch else items)
 
-    try:
         yield ready
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if fetchers:
-            fetchers.shutdown(cancel_futures=True)
 
 
 def _unpacked(ahead: Callable[[Iterable[Item]], Iterator[bytes]], items: Iterable[Item]) -> Iterator[Any]:
@@ -209,24 +193,18 @@ def _unpacked(ahead: Callable[[Iterable[Item]], Iterator[bytes]], items: Iterabl
 
 
 def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, items: Iterable[Item]) -> Iterator[Prepared]:
-    source = iter(items)
-    futures: deque[tuple[Future[Prepared], int]] = deque()
     try:
-        while True:
-            room = max(0, num_ahead - len(futures))
-            for item in islice(source, room if sum(size for _, size in futures) < MAX_BYTES_AHEAD else 0):
-                futures.append((pool.submit(work, item), item.num_bytes if isinstance(item, PlannedRow) else 0))
-                if sum(size for _, size in futures) >= MAX_BYTES_AHEAD:
-                    break
-            if not futures:
-                return
-            yield futures.popleft()[0].result()
+        yield from work_ahead(pool, work, items, num_ahead, _num_bytes)
     except BrokenProcessPool as cause:
         raise ChildFailedError(
             "a process that prepares images has died; what had been published is kept. If it was killed because memory ran out, "
             "free some and continue with --resume; if it said that it was started too early, a script of your own has to start "
             'this below `if __name__ == "__main__":`'
         ) from cause
+
+
+def _num_bytes(item: object) -> int:
+    return item.num_bytes if isinstance(item, PlannedRow) else 0
 
 
 _worker_prepares: Callable[[Any], Any]

@@ -8,6 +8,7 @@ import pytest
 from yivl_core.data.image_folders import find_files
 from yivl_core.data.images import EXTENSIONS, Folder
 from yivl_core.errors import ConfigurationError, DatasetError, StorageError
+from yivl_core.progress import Progress
 
 
 def find_images(pattern: str) -> tuple[Folder, list[str]]:
@@ -28,6 +29,14 @@ def test_a_folder_is_searched_through_and_sorted_the_same_everywhere(tmp_path: P
     root, names = find_images(str(tmp_path))
     assert root == tmp_path
     assert names == ["B.PNG", "a.webp", "a/b/c.tiff", "a/z.jpg", "b.png", "z.svg", "é.png"]
+
+
+def test_a_long_listing_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yivl_core.data.image_folders._ROWS_PER_INSERT", 3)
+    fill(tmp_path, *(f"{number}.png" for number in range(8)))
+    seen: list[Progress] = []
+    find_files(str(tmp_path), frozenset({".png"}), seen.append)
+    assert [(event.stage, event.done, event.unit) for event in seen] == [("list", 3, "file"), ("list", 6, "file")]
 
 
 def test_dot_files_and_dot_folders_are_left_out_but_the_folder_itself_may_be_one(tmp_path: Path) -> None:

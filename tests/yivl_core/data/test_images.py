@@ -45,7 +45,7 @@ def test_a_loaded_image_tells_where_and_what_it_is(root: Path) -> None:
 
 def test_an_image_that_grows_after_its_size_was_asked_for_is_read_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = (root / "a.png").read_bytes()
-    monkeypatch.setattr("yivl_core.data.images.os.fstat", lambda _: SimpleNamespace(st_size=len(data) - 1))
+    monkeypatch.setattr("yivl_core.data.images.os.fstat", lambda _: SimpleNamespace(st_size=len(data) - 1, st_mtime_ns=0))
     info = ImageStore().load(reference(root, "a.png")).info
     assert (info.sha256, info.num_bytes) == (hashlib.sha256(data).hexdigest(), len(data))
 

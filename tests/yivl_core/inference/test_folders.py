@@ -161,7 +161,7 @@ def test_a_folder_that_was_changed_is_refused_and_the_changes_are_named(infer: I
                  "2 images are new, the first is '0/00a.png'", "data.digest was"):  # fmt: skip
         assert told in str(caught.value)
     summary = infer(images=str(folder), resume=True, as_planned=True, **ASK)
-    assert (summary.num_records, summary.num_by_error_kind) == (NUM_IMAGES, {"image_missing": 1, "truncated": 1})
+    assert (summary.num_records, summary.num_by_error_kind) == (NUM_IMAGES, {"image_changed": 1, "image_missing": 1, "truncated": 1})
     assert "0/00a.png" not in [row.images[0].uri for row in rows(summary)]
 
 
@@ -277,6 +277,26 @@ def test_an_image_that_goes_during_the_run_is_one_row(infer: Infer, folder: Path
 
     summary = infer(images=str(folder), on_progress=remove_one, **ASK)
     assert summary.num_by_error_kind == {"image_missing": 1, "truncated": 1}
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_an_image_that_is_replaced_during_the_run_is_one_row(kind: str, infer: Infer, folder: Path, tmp_path: Path) -> None:
+    """Another name for its sample would otherwise stand for a file that nobody has planned."""
+    images = in_memory(folder, tmp_path) if kind == "memory" else str(folder)
+
+    def replace_one(progress: Progress) -> None:
+        other = draw(tmp_path / "other.png", 99).read_bytes() + bytes(kind == "memory")
+        if kind == "memory":
+            fsspec.filesystem("memory").pipe_file("/scans/1/13.png", other)
+        else:
+            (folder / "1" / "13.png").write_bytes(other)
+
+    summary = infer(images=images, on_progress=replace_one, **ASK)
+    assert summary.num_by_error_kind == {"image_changed": 1, "truncated": 1}
+    changed = next(row for row in rows(summary) if row.error_kind == "image_changed")
+    assert changed.error is not None
+    assert "1/13.png" in changed.error
+    assert "is not the file that was listed" in changed.error
 
 
 def test_awkward_images_and_those_that_no_tool_carries_are_rows(infer: Infer, tmp_path: Path, shared_data: Path) -> None:

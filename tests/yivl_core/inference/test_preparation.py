@@ -74,7 +74,7 @@ def test_rows_from_other_processes_are_those_made_here(shared_data: Path, proces
 
 
 def test_rows_that_hold_large_files_are_taken_fewer_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yivl_core.inference.preparation.MAX_BYTES_AHEAD", 1000)
+    monkeypatch.setattr("yivl_core.ahead.MAX_BYTES_AHEAD", 1000)
     taken: list[int] = []
 
     def rows() -> Iterator[PlannedRow]:

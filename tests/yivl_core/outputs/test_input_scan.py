@@ -1,20 +1,23 @@
 """The look at a whole input: which samples occur again, what is read to know that, and what changes the digests."""
 
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yivl_core.data.findings import Source, error
-from yivl_core.data.images import ImageReference, ImageStore
+from yivl_core.data.images import Folder, ImageReference, ImageStore
 from yivl_core.data.inputs import InputSource, open_input, row_text
 from yivl_core.data.reading import InputRow
 from yivl_core.data.records import Record
@@ -23,6 +26,7 @@ from yivl_core.outputs.input_scan import InputScan, ShardDigest, scan_input
 from yivl_core.outputs.record_table import PlannedRecord, read_planned_records
 from yivl_core.outputs.sample_ids import base_sample_id, image_digest, numbered
 from yivl_core.progress import OnProgress, Progress, ignore_progress
+from yivl_core.storage import publish_bytes
 
 
 class NotingStore(ImageStore):
@@ -45,10 +49,10 @@ class NotingStore(ImageStore):
 class GivenRows:
     """An input of rows that are there."""
 
-    is_remote = is_seekable = False
+    is_seekable = False
 
-    def __init__(self, rows: Sequence[InputRow]) -> None:
-        self._rows = rows
+    def __init__(self, rows: Sequence[InputRow], is_remote: bool) -> None:
+        self._rows, self.is_remote = rows, is_remote
 
     def rows(self, first: int = 0) -> Iterator[InputRow]:
         return iter(self._rows[first:])
@@ -73,10 +77,14 @@ def make_row(root: Path, query: str | None = "read it", addresses: Sequence[str]
 
 
 def scan(
-    rows: Sequence[InputRow], store: ImageStore, shard_size: int = 5, on_progress: OnProgress = ignore_progress
+    rows: Sequence[InputRow],
+    store: ImageStore,
+    shard_size: int = 5,
+    on_progress: OnProgress = ignore_progress,
+    is_remote: bool = False,
 ) -> tuple[InputScan, list[int]]:
     """What is found, and the occurrence number of each row."""
-    with scan_input(GivenRows(rows), store, shard_size, on_progress) as found:
+    with scan_input(GivenRows(rows, is_remote), store, shard_size, on_progress) as found:
         return found, [record.occurrence for record in found.table.records()]
 
 
@@ -153,8 +161,55 @@ def test_images_whose_content_is_known_are_not_looked_at(folder: Path) -> None:
         replace(row, images=(ImageReference(uri=n, address=n, root="s3://b", listed=StoredFile(n, 5, "s", key)),))
         for n, key in (("x", "e" * 32), ("y", "f" * 32), ("z", "e" * 32))
     ]
-    assert scan(listed, store)[1] == [1, 1, 2]
+    assert scan(listed, store, is_remote=True)[1] == [1, 1, 2]
     assert store.sampled == store.digested == []
+
+
+@pytest.fixture
+def in_memory(tmp_path: Path) -> str:
+    """A remote folder with two equal images, and one of the same size."""
+    for name, data in (("a", b"AAAA"), ("copy_of_a", b"AAAA"), ("b", b"BBBB")):
+        publish_bytes(f"memory://{tmp_path.name}/{name}", data)
+    return f"memory://{tmp_path.name}"
+
+
+def with_image(root: Folder, name: str, **known: Any) -> InputRow:
+    image = ImageReference(uri=name, address=name, root=root, **known)
+    return InputRow(source=Source(file="f"), record=Record(query="q", images=(name,)), images=(image,))
+
+
+def test_equal_images_are_found_however_their_contents_are_known(folder: Path, in_memory: str) -> None:
+    sha256 = hashlib.sha256(b"AAAA").hexdigest()
+    rows = [with_image(folder, "a", sha256=sha256), *(with_image(folder, name) for name in ("b", "copy_of_a"))]
+    assert scan(rows, ImageStore())[1] == [1, 1, 2]
+    listed = [
+        with_image(in_memory, name, listed=StoredFile(name, 4, name, key))
+        for name, key in (("a", "a" * 32), ("b", "b" * 32), ("copy_of_a", None))
+    ]
+    store = NotingStore()
+    assert scan(listed, store, is_remote=True)[1] == [1, 1, 2]
+    assert (
+        scan([*listed[:2], with_image(in_memory, "gone", listed=StoredFile("gone", 0, "image_missing", None))], store)[1]
+        == [1] * 3
+    )
+    assert store.sampled == []
+    assert sorted(store.digested) == ["a", "b", "copy_of_a"]
+
+
+def test_a_store_is_asked_about_many_images_at_once(in_memory: str) -> None:
+    together = threading.Barrier(8)
+
+    class Slow(ImageStore):
+        def find(self, image: ImageReference) -> StoredFile:
+            together.wait(timeout=60)
+            return super().find(image)
+
+        def digest(self, image: ImageReference) -> str:
+            together.wait(timeout=60)
+            return super().digest(image)
+
+    rows = [with_image(in_memory, name) for name in ("a", "copy_of_a") * 4]
+    assert scan(rows, Slow(), is_remote=True)[1] == list(range(1, 9))
 
 
 def test_progress_tells_each_pass(folder: Path) -> None:
@@ -249,7 +304,7 @@ def test_records_are_stored_with_all_that_was_found_and_read_by_their_numbers(tm
 
 def test_a_record_tells_whether_its_images_were_there(folder: Path) -> None:
     rows = [make_row(folder, "q", names) for names in (["a"], ["missing"], ["a", "missing"], [], ["subfolder"])]
-    with scan_input(GivenRows([*rows, make_row(folder, None)]), ImageStore(), 9) as found:
+    with scan_input(GivenRows([*rows, make_row(folder, None)], is_remote=False), ImageStore(), 9) as found:
         assert [record.is_found for record in found.table.records()] == [True, False, False, True, False, True]
 
 
