@@ -161,7 +161,10 @@ def test_a_folder_that_was_changed_is_refused_and_the_changes_are_named(infer: I
                  "2 images are new, the first is '0/00a.png'", "data.digest was"):  # fmt: skip
         assert told in str(caught.value)
     summary = infer(images=str(folder), resume=True, as_planned=True, **ASK)
-    assert (summary.num_records, summary.num_by_error_kind) == (NUM_IMAGES, {"image_changed": 1, "image_missing": 1, "truncated": 1})
+    assert (summary.num_records, summary.num_by_error_kind) == (
+        NUM_IMAGES,
+        {"image_changed": 1, "image_missing": 1, "truncated": 1},
+    )
     assert "0/00a.png" not in [row.images[0].uri for row in rows(summary)]
 
 
