@@ -119,7 +119,7 @@ def is_validated_dataset(folder: str) -> bool:
 
 
 def write_records(path: Path, records: Iterable[ValidatedRecord]) -> None:
-    """Write clean records to a jsonl file, in one step, so that `read_inputs` and `validate_dataset` find their images again.
+    """Write clean records to a jsonl file, in one step, so that `open_input` and `validate_dataset` find their images again.
 
     The file may be moved: the images stay where they are, and are recognised by their sha256.
     """

@@ -31,7 +31,7 @@ from yivl_core.listing import StoredFile
 from yivl_core.progress import OnProgress, ignore_progress
 from yivl_core.storage import is_file, is_local, join, open_binary, parent
 
-__all__ = ["Input", "InputSource", "ListedImages", "input_digest", "open_input", "read_inputs"]
+__all__ = ["Input", "InputSource", "ListedImages", "input_digest", "open_input"]
 
 _LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
 _IMAGE_EXTENSIONS = frozenset(EXTENSIONS)
@@ -79,16 +79,6 @@ def open_input(source: InputSource, on_progress: OnProgress = ignore_progress) -
     return _DatasetFile(source)
 
 
-def read_inputs(source: InputSource) -> Iterator[InputRow]:
-    """The rows of any input, in order; every row is there, defective ones with an error.
-
-    Raises:
-        ConfigurationError: as `open_input`.
-        DatasetError, StorageError: as `Input.rows`.
-    """
-    return open_input(source).rows()
-
-
 def input_digest(source: InputSource) -> str:
     """sha256 (hex) of what decides the rows.
 
@@ -99,7 +89,8 @@ def input_digest(source: InputSource) -> str:
     note: it is checked when the image is loaded.
 
     Raises:
-        ConfigurationError, DatasetError, StorageError: as `read_inputs`.
+        ConfigurationError: as `open_input`.
+        DatasetError, StorageError: as `Input.rows`.
     """
     stated = stated_digest(source)
     if stated is not None:

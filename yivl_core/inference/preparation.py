@@ -50,11 +50,6 @@ class PlannedRow:
     was_found: bool
     row: InputRow
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the files of its images take, before they are decoded."""
-        return self.row.num_bytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRow:
@@ -204,7 +199,7 @@ def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, ite
 
 
 def _num_bytes(item: object) -> int:
-    return item.num_bytes if isinstance(item, PlannedRow) else 0
+    return item.row.num_bytes if isinstance(item, PlannedRow) else 0
 
 
 _worker_prepares: Callable[[Any], Any]

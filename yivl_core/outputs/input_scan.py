@@ -74,14 +74,15 @@ def scan_input(
         table, digests = RecordTable(database), _RunningDigests(shard_size)
         passes = _Passes(source, store, table, threads, on_progress)
         table.extend(passes.look(digests))
-        if len(digests.kinds) > 1:  # of which one cannot be compared with another
+        is_mixed = len(digests.kinds) > 1
+        if is_mixed:  # one kind cannot be compared with another
             table.set_keys(passes.keys_of_sizes(digests.num_rows))
         if num_alike := table.find_alike():
-            if not source.is_remote and len(digests.kinds) < 2:
+            if digests.kinds == {"size"} and not source.is_remote:
                 table.set_keys(passes.finer_keys(num_alike))
                 num_alike = table.find_alike()
             if num_alike:
-                table.set_occurrences(passes.names(num_alike, len(digests.kinds) > 1), _key_of_id)
+                table.set_occurrences(passes.names(num_alike, is_read=is_mixed), _key_of_id)
         yield InputScan(
             num_records=digests.num_rows,
             digest=digests.whole.hexdigest(),

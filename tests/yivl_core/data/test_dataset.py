@@ -9,7 +9,7 @@ import pytest
 from yivl_core.data.dataset import ValidatedDataset, is_validated_dataset, write_records
 from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageError, ImageStore
-from yivl_core.data.inputs import InputSource, input_digest, read_inputs
+from yivl_core.data.inputs import InputSource, input_digest, open_input
 from yivl_core.data.reading import read_rows
 from yivl_core.data.records import Record
 from yivl_core.errors import DatasetError
@@ -47,7 +47,7 @@ def test_records_come_back_as_they_were_written_with_their_sources_and_images(fo
 
 
 def test_a_validated_dataset_is_an_input_whose_images_are_found(folder: Path) -> None:
-    rows = list(read_inputs(InputSource(dataset=str(folder))))
+    rows = list(open_input(InputSource(dataset=str(folder))).rows())
     assert [row.record for row in rows] == [validated.record for validated in ValidatedDataset.open(str(folder))]
     assert [row.source.line for row in rows] == [1, 3, 4]
     colours = [ImageStore().load(image).image.getpixel((0, 0)) for row in rows for image in row.images]
@@ -61,7 +61,7 @@ def test_held_out_rows_are_read_back_after_their_folder_was_moved(folder: Path, 
     write_records(tmp_path / "run/val.jsonl", dataset[1:])
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     path = tmp_path / "elsewhere/val.jsonl"
-    rows = list(read_inputs(InputSource(dataset=str(path))))
+    rows = list(open_input(InputSource(dataset=str(path))).rows())
     assert [row.record for row in rows] == [validated.record for validated in dataset[1:]]
     assert [row.findings for row in rows] == [(), ()]
     assert [row.source for row in rows] == [Source(file=str(path), line=1), Source(file=str(path), line=2)]
@@ -73,11 +73,11 @@ def test_held_out_rows_find_their_images_under_a_new_root(folder: Path, tmp_path
     write_records(tmp_path / "val.jsonl", ValidatedDataset.open(str(folder)))
     (tmp_path / "input").rename(tmp_path / "moved")
     source = InputSource(dataset=str(tmp_path / "val.jsonl"))
-    image = next(read_inputs(source)).images[0]
+    image = next(open_input(source).rows()).images[0]
     with pytest.raises(ImageError, match=r'image "scans/a\.png" is not there'):
         ImageStore().load(image)
     for dataset in (str(tmp_path / "val.jsonl"), str(folder)):
-        rows = list(read_inputs(InputSource(dataset=dataset, image_root=str(tmp_path / "moved"))))
+        rows = list(open_input(InputSource(dataset=dataset, image_root=str(tmp_path / "moved"))).rows())
         assert len([ImageStore().load(image) for row in rows for image in row.images]) == 4
 
 
@@ -163,7 +163,7 @@ def test_records_that_are_no_text_any_more_are_noticed(folder: Path) -> None:
 
 def test_the_folder_may_be_moved(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder, tmp_path / "new place")
-    rows = list(read_inputs(InputSource(dataset=str(tmp_path / "new place"))))
+    rows = list(open_input(InputSource(dataset=str(tmp_path / "new place"))).rows())
     assert len([ImageStore().load(image) for row in rows for image in row.images]) == 4
 
 

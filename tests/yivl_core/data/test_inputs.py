@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from yivl_core.data.images import ImageError, ImageStore
-from yivl_core.data.inputs import InputSource, input_digest, open_input, read_inputs
+from yivl_core.data.inputs import InputSource, input_digest, open_input
 from yivl_core.data.parquet_rows import split_parquet_rows
 from yivl_core.data.presets import find_question
 from yivl_core.data.reading import InputRow, read_rows
@@ -29,7 +29,7 @@ def png(grey: int = 0, size: tuple[int, int] = (9, 8)) -> bytes:
 
 
 def read(**settings: Any) -> list[InputRow]:
-    return list(read_inputs(InputSource(**settings)))
+    return list(open_input(InputSource(**settings)).rows())
 
 
 def load(row: InputRow) -> list[int]:

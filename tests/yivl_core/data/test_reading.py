@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yivl_core.data.images import ImageError, ImageReference, ImageStore
-from yivl_core.data.inputs import InputSource, input_digest, read_inputs
+from yivl_core.data.inputs import InputSource, input_digest, open_input
 from yivl_core.data.reading import InputRow, Source, read_rows
 from yivl_core.data.records import Record
 from yivl_core.errors import ConfigurationError, DatasetError
@@ -69,7 +69,7 @@ def test_a_defective_row_is_a_row_and_none_is_lost(shared_data: Path) -> None:
     folder = shared_data / "data/bad_jsonl"
     manifest = json.loads((folder / "mixed.manifest.json").read_text())
     source = InputSource(dataset=str(folder / "mixed.jsonl"), image_root=str(folder))
-    rows = list(read_inputs(source))
+    rows = list(open_input(source).rows())
     blank = [entry["line"] for entry in manifest["expect"] if entry["kind"] == "blank_line"]
     assert [row.source.line for row in rows] == [line for line in range(1, 77) if line not in blank]
     for row in rows:
@@ -126,28 +126,28 @@ def test_a_file_without_a_record_stops_inference_and_names_the_file(tmp_path: Pa
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"\n")
     with pytest.raises(DatasetError, match=rf"a{suffix}: the file holds no record; write one record a line"):
-        list(read_inputs(InputSource(dataset=str(path))))
+        list(open_input(InputSource(dataset=str(path))).rows())
 
 
 def test_wrong_places_are_refused_at_once_by_name(tmp_path: Path) -> None:
     path = str(write_jsonl(tmp_path / "a.jsonl", [{"query": "a"}]))
     with pytest.raises(ConfigurationError, match=r"nope\.jsonl: there is no such file; check the path"):
-        read_inputs(InputSource(dataset=str(tmp_path / "nope.jsonl")))
+        open_input(InputSource(dataset=str(tmp_path / "nope.jsonl"))).rows()
     with pytest.raises(ConfigurationError, match="nowhere: there is no such folder; check the image root"):
-        read_inputs(InputSource(dataset=path, image_root=str(tmp_path / "nowhere")))
+        open_input(InputSource(dataset=path, image_root=str(tmp_path / "nowhere"))).rows()
     (tmp_path / "a.txt").touch()
     with pytest.raises(
         ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.parquet; rename"
     ):
-        read_inputs(InputSource(dataset=str(tmp_path / "a.txt")))
+        open_input(InputSource(dataset=str(tmp_path / "a.txt"))).rows()
     with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json, csv or parquet file in it"):
         read_rows(str(tmp_path))
     with pytest.raises(DatasetError, match="this is not a validated dataset; make one with `yivl validate FILE --output"):
-        read_inputs(InputSource(dataset=str(tmp_path)))
+        open_input(InputSource(dataset=str(tmp_path))).rows()
     with pytest.raises(ConfigurationError, match="no input is named; give `dataset`, or `images` and `prompt`"):
-        read_inputs(InputSource())
+        open_input(InputSource()).rows()
     with pytest.raises(ConfigurationError, match="a dataset file has to end in"):
-        read_inputs(InputSource(dataset=str(shutil.copy(path, tmp_path / "a.txt"))))
+        open_input(InputSource(dataset=str(shutil.copy(path, tmp_path / "a.txt")))).rows()
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_each_image_of_a_folder_is_a_row_with_the_prompt(make_image: Callable[..
     make_image("photos/1.png")
     (tmp_path / "photos" / "zero.png").touch()
     (tmp_path / "photos" / "really.jpg").write_text("<svg/>")
-    rows = list(read_inputs(InputSource(images=str(tmp_path / "photos"), prompt="What is it?")))
+    rows = list(open_input(InputSource(images=str(tmp_path / "photos"), prompt="What is it?")).rows())
     names = ["1.png", "b/2.png", "really.jpg", "zero.png"]
     assert [row.record for row in rows] == [Record(query="What is it?", images=(name,)) for name in names]
     assert [str(row.source) for row in rows] == [f"{tmp_path}/photos/{name}" for name in names]
@@ -184,7 +184,7 @@ def test_of_the_awkward_files_each_is_a_row_and_has_its_outcome(shared_data: Pat
     }
     outcomes: dict[str, str | None] = {}
     store = ImageStore()
-    for row in read_inputs(InputSource(images=str(shared_data / "data/awkward/files"), prompt="Read it.")):
+    for row in open_input(InputSource(images=str(shared_data / "data/awkward/files"), prompt="Read it.")).rows():
         (image,) = row.images
         outcomes[image.uri] = None
         try:
@@ -201,7 +201,7 @@ def test_names_that_only_tests_can_make_are_rows_too(make_image: Callable[..., P
     os.mkfifo(tmp_path / "photos/pipe.png")
     (tmp_path / "photos/out.png").symlink_to(make_image("outside.png"))
     (tmp_path / "photos/loop").symlink_to(".", target_is_directory=True)
-    rows = list(read_inputs(InputSource(images=str(tmp_path / "photos"), prompt="Read it.")))
+    rows = list(open_input(InputSource(images=str(tmp_path / "photos"), prompt="Read it.")).rows())
     assert [row.record and row.record.images for row in rows] == [("new\nline.png",), ("out.png",), ("pipe.png",), None]
     assert ImageStore().load(rows[0].images[0]).info.path == str(image)
     for row, kind in zip(rows[1:3], ("path_escape", "not_a_file"), strict=True):
@@ -216,25 +216,25 @@ def test_names_that_only_tests_can_make_are_rows_too(make_image: Callable[..., P
 def test_a_prompt_that_cannot_be_asked_of_one_image_is_refused_before_reading(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(ConfigurationError, match="`images` are named without a `prompt` or `task`"):
-        read_inputs(InputSource(images=str(tmp_path)))
+        open_input(InputSource(images=str(tmp_path))).rows()
     with pytest.raises(ConfigurationError, match=r'prompt "<image> or <image>\?": 2 <image> tag\(s\)'):
-        read_inputs(InputSource(images=str(tmp_path), prompt="<image> or <image>?"))
+        open_input(InputSource(images=str(tmp_path), prompt="<image> or <image>?")).rows()
     with pytest.raises(ConfigurationError, match=r"`image_root` .* goes with a `dataset` or a list of images, not with a folder"):
-        read_inputs(InputSource(images=str(tmp_path), prompt="a", image_root=str(tmp_path)))
-    (row,) = read_inputs(InputSource(images=str(tmp_path), prompt="Read <image>."))
+        open_input(InputSource(images=str(tmp_path), prompt="a", image_root=str(tmp_path))).rows()
+    (row,) = open_input(InputSource(images=str(tmp_path), prompt="Read <image>.")).rows()
     assert row.record is not None
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_the_limit_takes_the_first_rows(tmp_path: Path, limit: int) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"query": str(number)} for number in range(3)])
-    rows = list(read_inputs(InputSource(dataset=str(path), limit=limit)))
+    rows = list(open_input(InputSource(dataset=str(path), limit=limit)).rows())
     assert [row.record and row.record.query for row in rows] == ["0", "1", "2"][:limit]
 
 
 def test_rows_are_read_as_they_are_asked_for(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"query": str(number)} for number in range(50_000)])
-    rows = read_inputs(InputSource(dataset=str(path)))
+    rows = open_input(InputSource(dataset=str(path))).rows()
     assert next(rows).record == Record(query="0")
     path.write_bytes(b"")
     read = sum(1 for _ in rows)

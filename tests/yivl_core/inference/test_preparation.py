@@ -15,7 +15,7 @@ import torch
 
 from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageReference, ImageStore
-from yivl_core.data.inputs import InputSource, read_inputs
+from yivl_core.data.inputs import InputSource, open_input
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, StorageError
 from yivl_core.inference.preparation import PlannedRow, PreparedRow, RowPreparer, preparing
@@ -62,7 +62,8 @@ def same(one: PreparedRow, other: PreparedRow) -> bool:
 def test_rows_from_other_processes_are_those_made_here(shared_data: Path, processor: Processor) -> None:
     source = InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?")
     rows = [
-        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row) for n, row in enumerate(read_inputs(source))
+        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row)
+        for n, row in enumerate(open_input(source).rows())
     ]
     assert len(rows) > 20
     preparer = RowPreparer(ImageStore(), processor, 1024)

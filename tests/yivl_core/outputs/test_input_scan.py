@@ -214,7 +214,7 @@ def test_a_store_is_asked_about_many_images_at_once(in_memory: str) -> None:
 
 def test_progress_tells_each_pass(folder: Path) -> None:
     seen: list[Progress] = []
-    scan([make_row(folder)] * 1000, ImageStore(), on_progress=seen.append)
+    scan([make_row(folder, addresses=["a"])] * 1000, ImageStore(), on_progress=seen.append)
     passes = [("plan", 1000, None), ("compare", 1000, 1000), ("compare", 1000, 1000)]
     assert [(event.stage, event.done, event.total) for event in seen] == passes
 
