@@ -11,6 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 from tasks.progress import count, describe, figures, remaining
 from yivl_core.progress import Progress
@@ -29,12 +30,14 @@ class Terminal:
         columns = (
             SpinnerColumn(finished_text="✓"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn(
+                "{task.fields[figures]}", table_column=Column(ratio=1)
+            ),  # what is left of the width, in as many lines as needed
         )
-        self._bars = Bars(*columns, console=self._console) if self._console.is_terminal else None
+        self._bars = Bars(*columns, console=self._console, expand=True) if self._console.is_terminal else None
         self._last: Progress | None = None
         self._is_said = True
         self._said_at = 0.0
@@ -65,9 +68,10 @@ class Terminal:
 
     def _show_bar(self, bars: Bars, progress: Progress, is_new: bool) -> None:
         if self._bar is None or is_new:
-            if self._bar is not None:
+            if self._bar is not None and self._last is not None:
+                bars.update(self._bar, total=self._last.total or self._last.done)  # where nobody knew, it is all
                 bars.stop_task(self._bar)
-            self._bar = bars.add_task(progress.stage, count="", figures="")
+            self._bar = bars.add_task(progress.stage, total=progress.total, count="", figures="")
         bars.update(self._bar, total=progress.total, completed=progress.done, count=count(progress))
         if said := ", ".join(filter(None, [figures(progress), remaining(progress)])) or progress.message:
             bars.update(self._bar, figures=said)

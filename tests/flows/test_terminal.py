@@ -13,9 +13,9 @@ def step(done: int, stage: str = "train", **changes) -> Progress:
     return Progress(**{"stage": stage, "done": done, "total": 4, "unit": "step", **changes})
 
 
-def shown(*steps: Progress, is_terminal: bool = False) -> str:
+def shown(*steps: Progress, is_terminal: bool = False, width: int = 200) -> str:
     file = io.StringIO()
-    with Terminal(Console(file=file, force_terminal=is_terminal, width=200, color_system=None)) as terminal:
+    with Terminal(Console(file=file, force_terminal=is_terminal, width=width, color_system=None)) as terminal:
         for progress in steps:
             terminal(progress)
     return file.getvalue()
@@ -50,6 +50,21 @@ def test_bars_keep_the_latest_figures_of_a_stage():
     assert "4/4 steps" in last
     assert "loss 0.5" in last
     assert "loss 0.5, 4 min left" in text
+
+
+def test_a_stage_of_unknown_length_is_done_when_the_next_one_begins():
+    listing = step(10_000, "list", total=None, unit="file")
+    text = shown(listing, is_terminal=True)
+    assert "10000 files" in text
+    assert "✓" not in text
+    assert "✓ list" in shown(listing, step(1), is_terminal=True)
+
+
+def test_a_narrow_terminal_shows_all_figures():
+    figures = {"images_per_s": 123.4, "tokens_per_s": 4567.0, "num_failed": 12.0}
+    text = shown(step(1234567, total=9999999, figures=figures, remaining_s=7200.0), is_terminal=True, width=80)
+    for part in ("1234567/9999999 steps", "images_per_s 123.4,", "tokens_per_s 4567,", "num_failed 12, 2 h left"):
+        assert part in text
 
 
 def log(name: str, level: int, text: str) -> str:
