@@ -33,9 +33,8 @@ class Terminal:
             BarColumn(bar_width=16),
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
-            TextColumn(
-                "{task.fields[figures]}", table_column=Column(ratio=1)
-            ),  # what is left of the width, in as many lines as needed
+            # What is left of the width, in as many lines as it takes.
+            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1)),
         )
         self._bars = Bars(*columns, console=self._console, expand=True) if self._console.is_terminal else None
         self._last: Progress | None = None

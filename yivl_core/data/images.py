@@ -97,6 +97,9 @@ class ImageStore:
         """
         if image.listed is not None:
             return image.listed
+        if image.data is not None:
+            self._refuse_size(image, len(image.data))
+            return StoredFile(image.address, len(image.data), self.digest(image), None)
         if not isinstance(image.root, Path):
             with _missing_told(image):
                 return replace(file_state(self._url(image)), name=image.address)

@@ -186,6 +186,8 @@ def test_equal_images_are_found_however_their_contents_are_known(folder: Path, i
         with_image(in_memory, name, listed=StoredFile(name, 4, name, key))
         for name, key in (("a", "a" * 32), ("b", "b" * 32), ("copy_of_a", None))
     ]
+    held = with_image(folder, "held", data=b"AAAA", sha256=sha256)
+    assert scan([held, with_image(folder, "a")], ImageStore())[1] == [1, 2]
     store = NotingStore()
     assert scan(listed, store, is_remote=True)[1] == [1, 1, 2]
     assert (
