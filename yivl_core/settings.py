@@ -1,12 +1,20 @@
 """Settings as pydantic models: the part of them that another model takes, and what is wrong with refused ones."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 Location = tuple[int | str, ...]
 Config = TypeVar("Config", bound=BaseModel)
+
+
+def _without_unit(value: Any) -> Any:
+    """`18GB`, `18` and 18 all say 18."""
+    return value.strip().upper().removesuffix("GB").strip() if isinstance(value, str) else value
+
+
+Gigabytes = Annotated[float, Field(gt=0), BeforeValidator(_without_unit)]
 
 _WORDS = {
     "greater_than": "has to be more than {gt}",

@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from yivl_core.data.input_source import InputSource
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import HELD_OUT_FILE
-from yivl_core.settings import narrow
+from yivl_core.settings import Gigabytes, narrow
 
 # Logits divided by less leave the range of float32.
 _MIN_TEMPERATURE = 1e-4
@@ -55,11 +55,6 @@ class DecodingSettings(BaseModel):
     logprobs: bool = Field(default=False, description="tell the log-probability of each token of an answer")
 
 
-def _gigabytes(value: Any) -> Any:
-    """`18GB`, `18` and 18 all say 18."""
-    return value.strip().upper().removesuffix("GB").strip() if isinstance(value, str) else value
-
-
 class EngineSettings(BaseModel):
     """How an engine uses a device. Nothing here changes an answer but by rounding."""
 
@@ -68,7 +63,7 @@ class EngineSettings(BaseModel):
     batch_size: int | None = Field(
         default=None, ge=1, description="most records answered at a time; default: what the device and its memory are good for"
     )
-    gpu_memory: Annotated[float, Field(gt=0), BeforeValidator(_gigabytes)] | None = Field(
+    gpu_memory: Gigabytes | None = Field(
         default=None, description="most memory to use of a GPU, in GB of 10^9 bytes, as 18GB; default: what is free"
     )
     batch_invariant: bool = Field(

@@ -18,8 +18,10 @@ from transformers.activations import ACT2FN
 from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.layout import DecodeLayout, PrefillLayout
 from yivl_core.inference.linear import FusedLinear
-from yivl_core.inference.operations import Operations, Quantised
+from yivl_core.inference.operations import Operations
+from yivl_core.model.attention import rotation_table
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.quantised import Quantised
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Decoder:
         self.vocab_size: int = config.vocab_size
         self.embedding = decoder.embed_tokens.weight.detach()  # [V, D]
         self._final_norm = decoder.norm.weight.detach()
-        self._rotation = _rotation(decoder.rotary_emb, config.max_position_embeddings, self.embedding.device)
+        self._rotation = rotation_table(decoder.rotary_emb, config.max_position_embeddings, self.embedding.device)
         self._activation = _activation(config.hidden_act)
         last = len(decoder.layers) - 1
         self._layers = [_fused(layer, is_last=number == last, is_fp8=is_fp8) for number, layer in enumerate(decoder.layers)]
@@ -176,13 +178,6 @@ def _fused(layer: Any, *, is_last: bool, is_fp8: bool) -> _Layer:
         gate_up=joined(mlp.gate_proj, mlp.up_proj),
         down=joined(mlp.down_proj),
     )
-
-
-def _rotation(rotary: Any, num_positions: int, device: torch.device) -> torch.Tensor:
-    """Cosines and sines of all positions, float32 `[2, positions, E / 2]`, as transformers computes them."""
-    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * rotary.inv_freq.float().to(device)
-    scaling: float = rotary.attention_scaling
-    return torch.stack([angles.cos(), angles.sin()]) * scaling
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn import functional
 
-from yivl_core.inference.operations import Activations, Quantised
-
-_ADAPTER = "default"
+from yivl_core.model.adapters import ADAPTER_NAME, plain_layer
+from yivl_core.model.float8 import Float8Weight
+from yivl_core.model.quantised import Activations
 
 
 class FusedLinear:
@@ -29,7 +27,7 @@ class FusedLinear:
     """
 
     def __init__(self, *layers: nn.Module, is_fp8: bool = False) -> None:
-        plain = [_plain(layer) for layer in layers]
+        plain = [plain_layer(layer) for layer in layers]
         self.num_outputs = sum(layer.out_features for layer in plain)
         self.bias = _joined_bias(plain)  # [N]
         self.lora_a, self.lora_b = _joined_adapter(layers, plain)  # [R, K], [N, R]
@@ -79,25 +77,6 @@ class FusedLinear:
         return outputs
 
 
-def is_plain_lora(model: nn.Module) -> bool:
-    """Whether all that an adapter does to a model are plain LoRA products beside linear layers."""
-    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    return all(_is_plain(module) for module in tuned)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    if not isinstance(module, LoraLinear) or not isinstance(module.get_base_layer(), nn.Linear):
-        return False
-    return not (module.use_dora.get(_ADAPTER) or module.lora_bias.get(_ADAPTER) or module.lora_variant)
-
-
-def _plain(layer: nn.Module) -> nn.Linear:
-    """The linear layer below an adapter."""
-    base = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
-    assert isinstance(base, nn.Linear), f"{type(layer).__name__} is no plain LoRA"
-    return base
-
-
 def _joined_bias(layers: Sequence[nn.Linear]) -> torch.Tensor | None:
     if all(layer.bias is None for layer in layers):
         return None
@@ -118,14 +97,14 @@ def _joined_adapter(layers: Sequence[nn.Module], plain: Sequence[nn.Linear]) -> 
     for (layer, number), rank in zip(adapted, ranks, strict=True):
         start = sum(each.out_features for each in plain[:number])
         parts_a.append(_half(layer, "lora_A").to(device, dtype))
-        scaled = _half(layer, "lora_B").float() * layer.scaling[_ADAPTER]
+        scaled = _half(layer, "lora_B").float() * layer.scaling[ADAPTER_NAME]
         joined_b[start : start + plain[number].out_features, column : column + rank] = scaled.to(device, dtype)
         column += rank
     return torch.cat(parts_a), joined_b
 
 
 def _half(layer: LoraLinear, name: str) -> torch.Tensor:
-    half: Any = getattr(layer, name)[_ADAPTER]
+    half: Any = getattr(layer, name)[ADAPTER_NAME]
     weight: torch.Tensor = half.weight.detach()
     return weight
 
@@ -165,33 +144,13 @@ class _PackedProduct(_Product):
 
 
 class _Float8Product(_Product):
-    """With weight and inputs in float8_e4m3fn: each output of the weight, and each token, has a scale of its own."""
+    """With weight and inputs in 8 bits."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        from yivl_core.inference.kernels import quantise_rows
-
-        self._num_outputs, self._dtype = len(weight), weight.dtype
-        # The product wants multiples of 16 both ways; what is added is nought.
-        padded = functional.pad(weight, (0, 0, 0, -len(weight) % 16))
-        quantised = quantise_rows(padded)
-        self._scale = quantised.scale[None]  # [1, N]
-        super().__init__(quantised.values, None if bias is None else functional.pad(bias, (0, -len(bias) % 16)))
+        self._product = Float8Weight(weight, bias)
 
     def __call__(self, inputs: Activations) -> torch.Tensor:
-        from yivl_core.inference.kernels import quantise_rows
-
-        quantised = inputs if isinstance(inputs, Quantised) else quantise_rows(inputs.flatten(0, -2))
-        outputs = torch._scaled_mm(
-            quantised.values,
-            self._weight.t(),
-            scale_a=quantised.scale[:, None],
-            scale_b=self._scale,
-            bias=self._bias,
-            out_dtype=self._dtype,
-            use_fast_accum=True,
-        )
-        outputs = outputs[:, : self._num_outputs].contiguous()
-        return outputs if isinstance(inputs, Quantised) else outputs.unflatten(0, inputs.shape[:-1])
+        return self._product(inputs)
 
     def add_to(self, residual: torch.Tensor, inputs: Activations) -> tuple[torch.Tensor, torch.Tensor | None]:
         return residual, self(inputs)

@@ -11,12 +11,11 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
-from yivl_core.inference.linear import is_plain_lora
 from yivl_core.inference.memory import MemoryPlan, plan_memory, require_possible
 from yivl_core.inference.requests import Completion, Request
 from yivl_core.inference.runner import ModelRunner
 from yivl_core.inference.splitting import SplitPlan, load_split_engine
-from yivl_core.model.adapters import is_plain_adapter, load_adapter, num_adapter_values
+from yivl_core.model.adapters import is_plain_adapter, is_plain_lora, load_adapter, num_adapter_values
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration

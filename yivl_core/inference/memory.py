@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 
 from yivl_core.errors import ConfigurationError
@@ -19,6 +18,7 @@ from yivl_core.inference.kv_cache import KeyValueCache
 from yivl_core.inference.prefixes import PREFIX_CACHE_TOKENS
 from yivl_core.inference.steps import RunnerSettings
 from yivl_core.model.configuration import YiVLConfig
+from yivl_core.model.gpu_memory import CONTEXT_BYTES, can_multiply_in_float8, gigabytes, memory_budget, require_gpu
 from yivl_core.model.weights import expected_shapes
 
 MAX_ROWS = 256
@@ -26,8 +26,6 @@ _CPU_ROWS = 64
 # Prompts side by side up to here make matrix products faster; beyond, they only take memory.
 _PREFILL_TOKENS, _CPU_PREFILL_TOKENS = 17_408, 4096
 _VISION_IMAGES, _CPU_VISION_IMAGES = 16, 8
-# The CUDA context with the libraries' kernels and workspaces, on an H100 with CUDA 13.
-CONTEXT_BYTES = 850_000_000
 # Gaps between blocks of the allocator, and workspaces of the libraries: fitted to peaks on an H100.
 _ALLOCATOR_FACTOR, _LIBRARY_BYTES = 1.1, 300_000_000
 # What weights leave behind in the allocator when they are rounded to 8 bits, one after the other.
@@ -37,8 +35,6 @@ PLAIN_ALLOCATOR_FACTOR = 1.3
 # Where layers are joined, most of the second half of their adapters is nought: 1.6 and 1.7 times the values for Yi-VL-6B's
 # queries, keys and values and for its gates. PEFT's own copy, in float32, is no larger than that, and gives way to it.
 _ADAPTER_FACTOR = 2
-# Of the free memory, what is left to others and to the allocator's rounding.
-SHARE_OF_FREE = 0.95
 # A request has hardly ever more than this: rows beyond would stand empty.
 _USUAL_TOKENS = 1152
 # With fewer rows than this, memory is better spent on more of them than on larger steps.
@@ -68,10 +64,10 @@ class MemoryPlan:
     def __str__(self) -> str:
         """What a user is told."""
         parts = {"weights": self.weight_bytes, "keys and values": self.cache_bytes, "steps": self.work_bytes}
-        listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+        listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
         return (
             f"{self.settings.num_rows} records at a time, {self.settings.cache_tokens} tokens of keys and values, "
-            f"{_gb(self.total_bytes)} of memory ({listed})"
+            f"{gigabytes(self.total_bytes)} of memory ({listed})"
         )
 
 
@@ -90,12 +86,10 @@ def require_possible(
     Raises:
         ConfigurationError: it does not.
     """
-    is_gpu = device.type == "cuda"
-    if gpu_memory_gb is not None and not is_gpu:
-        raise ConfigurationError(f"gpu_memory {gpu_memory_gb:g} is for GPUs, and the device is {device}; leave it out")
+    require_gpu(device, gpu_memory_gb)
     if is_fp8 and is_plain:
         raise ConfigurationError("quantization 'fp8' needs the engine's kernels; leave out attention 'sdpa', or the quantization")
-    if is_fp8 and not (is_gpu and torch.cuda.get_device_capability(device) >= (8, 9) and dtype == torch.bfloat16):
+    if is_fp8 and not can_multiply_in_float8(device, dtype):
         raise ConfigurationError(
             f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {device}, "
             f"{str(dtype).removeprefix('torch.')}); leave it out"
@@ -138,7 +132,7 @@ def plan_memory(
     shapes = expected_shapes(config)
     adapter_bytes = _ADAPTER_FACTOR * num_adapter_values * dtype.itemsize
     loaded_bytes, weight_bytes = (_weight_bytes(shapes, dtype, is_fp8=rounded) + adapter_bytes for rounded in (False, is_fp8))
-    budget = _budget(device, gpu_memory_gb, loaded_bytes if is_loaded else 0)
+    budget = memory_budget(device, gpu_memory_gb, loaded_bytes if is_loaded else 0)
     max_positions: int = config.text_config.max_position_embeddings
     per_token = _bytes_per_token(config, dtype)
     prefill_tokens = max(max_positions, _PREFILL_TOKENS if is_gpu else _CPU_PREFILL_TOKENS)
@@ -160,10 +154,10 @@ def plan_memory(
         remedy = "give a higher gpu_memory, a larger device, or device split" if is_gpu else "use dtype bfloat16, or more memory"
         if max(needed - work(wanted) + work(1), loaded_bytes + context_bytes) <= budget:
             remedy = f"give a batch_size below {wanted}"
+        least = gigabytes(max(needed, loaded_bytes + context_bytes))
         raise ConfigurationError(
-            f"the model does not fit: it needs {_gb(max(needed, loaded_bytes + context_bytes))} on {device} to be loaded and to "
-            f"answer one record of {max_positions} tokens in steps for {wanted} (weights {_gb(loaded_bytes)}), and {_gb(budget)} "
-            f"may be used; {remedy}"
+            f"the model does not fit: it needs {least} on {device} to be loaded and to answer one record of {max_positions} "
+            f"tokens in steps for {wanted} (weights {gigabytes(loaded_bytes)}), and {gigabytes(budget)} may be used; {remedy}"
         )
     cache_tokens = min(tokens, wanted * max_positions)
     prefill_rows = max(1, prefill_tokens // (config.num_image_tokens + 1))
@@ -187,23 +181,6 @@ def plan_memory(
         work_bytes=work_bytes,
         context_bytes=context_bytes,
     )
-
-
-def _budget(device: torch.device, gpu_memory_gb: float | None, taken: int) -> int:
-    """Bytes that may be used, with those that are taken."""
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available * SHARE_OF_FREE) + taken
-    free, _ = torch.cuda.mem_get_info(device)
-    # The context of this process is taken already, and counts as ours.
-    usable = int(free * SHARE_OF_FREE) + CONTEXT_BYTES + taken
-    if gpu_memory_gb is None:
-        return usable
-    if gpu_memory_gb * 1e9 > usable:
-        raise ConfigurationError(
-            f"gpu_memory {gpu_memory_gb:g}: {device} has {_gb(usable)} free, in GB of 10^9 bytes; give less, or leave it out to "
-            "use what is free"
-        )
-    return int(gpu_memory_gb * 1e9)
 
 
 def _weight_bytes(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, *, is_fp8: bool) -> int:
@@ -240,7 +217,3 @@ def _work_bytes(
     if is_recorded:
         return int(_ALLOCATOR_FACTOR * (max(decoder, tower) + pixels + embeds + logits))
     return int(PLAIN_ALLOCATOR_FACTOR * (decoder + tower + pixels + embeds + logits))
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

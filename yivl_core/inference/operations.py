@@ -6,7 +6,6 @@ Shapes: S tokens, D width, F width of the MLP, H query heads, G key-value heads,
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Protocol
 
@@ -15,32 +14,12 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from yivl_core.inference.layout import DecodeLayout, PrefillLayout, Segment
+from yivl_core.model.quantised import Activations, Quantised
 
 # Fewer slots are attended to one by one.
 _MIN_GRID_SLOTS = 3
 # Rows whose keys and values are gathered at a time: 0.3 GB of Yi-VL-6B's at its full length.
 _MAX_GATHERED_ROWS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """Rows in 8 bits, each with a scale of its own.
-
-    Attributes:
-        values: float8_e4m3fn `[S, K]`, where K is a multiple of 16, filled up with noughts.
-        scale: float32 `[S]`, the factors that give the rows back.
-    """
-
-    values: torch.Tensor
-    scale: torch.Tensor
-
-    def rows(self, index: torch.Tensor) -> "Quantised":
-        """Some of the rows."""
-        # PyTorch has no indexing for 8-bit floats.
-        return Quantised(self.values.view(torch.uint8)[index].view(self.values.dtype), self.scale[index])
-
-
-Activations = torch.Tensor | Quantised
 
 
 class Operations(Protocol):

@@ -18,10 +18,11 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, RecordEngine
 from yivl_core.inference.kv_cache import KeyValueCache
-from yivl_core.inference.memory import CONTEXT_BYTES, PLAIN_ALLOCATOR_FACTOR, SHARE_OF_FREE
+from yivl_core.inference.memory import PLAIN_ALLOCATOR_FACTOR
 from yivl_core.model.adapters import load_adapter, num_adapter_values
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles
+from yivl_core.model.gpu_memory import CONTEXT_BYTES, SHARE_OF_FREE
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.spreading import Places, find_places, home, spread
 from yivl_core.model.weights import expected_shapes, load_model

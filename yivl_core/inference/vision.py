@@ -13,8 +13,9 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from yivl_core.inference.linear import FusedLinear
-from yivl_core.inference.operations import Activations, Operations, attend
+from yivl_core.inference.operations import Operations, attend
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.quantised import Activations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

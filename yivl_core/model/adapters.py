@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from yivl_core.errors import CheckpointError, ConfigurationError
@@ -21,6 +24,7 @@ from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.tensors import LazyTensor, open_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_NAME = "default"  # that PEFT gives to the only one
 _PEFT_PREFIX = "base_model.model."
 _HALF_NAME = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")
 TARGET_NAMES = ("default", "all")
@@ -84,7 +88,7 @@ def add_adapter(model: YiVLForConditionalGeneration, *, targets: str, rank: int,
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors, in PEFT's own format, into an existing folder."""
     save_tensors(folder / ADAPTER_FILE, get_peft_model_state_dict(model, save_embedding_layers=False))
-    config = model.peft_config["default"]
+    config = model.peft_config[ADAPTER_NAME]
     was_training, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(folder))
     config.inference_mode = was_training
@@ -128,6 +132,19 @@ def is_plain_adapter(folder: Path) -> bool:
     return all(_HALF_NAME.fullmatch(name) and len(tensor.shape) == 2 for name, tensor in halves.items())
 
 
+def is_plain_lora(model: nn.Module) -> bool:
+    """Whether all that an adapter does to a model are plain LoRA products beside linear layers."""
+    tuned = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    return all(_is_plain(module) for module in tuned)
+
+
+def plain_layer(layer: nn.Module) -> nn.Linear:
+    """The linear layer below a plain LoRA, or the layer itself."""
+    base = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
+    assert isinstance(base, nn.Linear), f"{type(layer).__name__} is no plain LoRA"
+    return base
+
+
 def num_adapter_values(folder: str | Path) -> int:
     """How many parameters an adapter has, by its file alone.
 
@@ -151,7 +168,7 @@ def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel
         raise CheckpointError(
             f"{folder}: this adapter does not fit the model ({error}); is it the adapter's own base?"
         ) from error
-    if adapted.peft_config["default"].is_prompt_learning:
+    if adapted.peft_config[ADAPTER_NAME].is_prompt_learning:
         raise CheckpointError(f"{folder}: this adapter is read before the prompt; give one that adapts layers, such as LoRA")
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     lines = [f"missing: {name}" for name in expected if name not in given] + [
@@ -187,6 +204,12 @@ def merge_tensors(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[st
         a, b = (halves.get(f"{_PEFT_PREFIX}{name}.lora_{half}.weight") for half in "AB")
         merged[f"{name}.weight"] = _merged_weight(folder, name, base.get(f"{name}.weight"), a, b, scale)
     return merged, len(names)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    if not isinstance(module, LoraLinear) or not isinstance(module.get_base_layer(), nn.Linear):
+        return False
+    return not (module.use_dora.get(ADAPTER_NAME) or module.lora_bias.get(ADAPTER_NAME) or module.lora_variant)
 
 
 def _check_mergeable(folder: Path, config: Mapping[str, Any]) -> None:

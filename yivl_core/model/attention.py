@@ -48,6 +48,19 @@ def packed_attention(
     return torch.cat(outputs)
 
 
+def rotation_table(rotary: Any, num_positions: int, device: torch.device) -> torch.Tensor:
+    """Cosines and sines of all positions, float32 `[2, num_positions, E / 2]`, as transformers computes them.
+
+    Args:
+        rotary: the decoder's `rotary_emb`.
+        num_positions: how many.
+        device: of the result.
+    """
+    angles = torch.arange(num_positions, dtype=torch.float32, device=device)[:, None] * rotary.inv_freq.float().to(device)
+    scaling: float = rotary.attention_scaling
+    return torch.stack([angles.cos(), angles.sin()]) * scaling
+
+
 def _kernel_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_lens: torch.Tensor, max_length: int, scaling: float
 ) -> torch.Tensor:

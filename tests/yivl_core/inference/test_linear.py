@@ -22,7 +22,7 @@ from yivl_core.data.records import Record
 from yivl_core.inference.configuration import EngineSettings
 from yivl_core.inference.engine import InferenceEngine
 from yivl_core.inference.generation import RecordEngine
-from yivl_core.inference.linear import FusedLinear, is_plain_lora
+from yivl_core.inference.linear import FusedLinear
 from yivl_core.inference.loading import Engine, load_engine, make_engine, plan_engine
 from yivl_core.inference.memory import plan_memory
 from yivl_core.inference.requests import Request
@@ -31,6 +31,7 @@ from yivl_core.model.adapters import (
     _STARTS_OF_VARIANTS,
     find_targets,
     is_plain_adapter,
+    is_plain_lora,
     load_adapter,
 )
 from yivl_core.model.files import open_checkpoint

@@ -148,7 +148,7 @@ def test_a_cpu_is_planned_by_the_memory_that_is_free(monkeypatch: pytest.MonkeyP
     class Memory:
         available = 40_000_000_000
 
-    monkeypatch.setattr("yivl_core.inference.memory.psutil.virtual_memory", Memory)
+    monkeypatch.setattr("yivl_core.model.gpu_memory.psutil.virtual_memory", Memory)
     found = plan_memory(SIX, torch.float32, torch.device("cpu"))
     assert found.total_bytes <= 40e9
     assert found.context_bytes == 0

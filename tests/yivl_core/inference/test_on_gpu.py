@@ -133,7 +133,8 @@ def test_queries_and_keys_are_turned_and_stored_as_plain_pytorch_does(dtype: tor
 
 
 def test_eight_bits_keep_rows_to_a_few_hundredths() -> None:
-    from yivl_core.inference.kernels import KernelOperations, quantise_rows
+    from yivl_core.inference.kernels import KernelOperations
+    from yivl_core.model.row_kernels import quantise_rows
 
     values = random_values(33, 696).bfloat16() * torch.logspace(-3, 3, 33, device="cuda")[:, None].bfloat16()
     quantised = quantise_rows(values)
