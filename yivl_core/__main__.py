@@ -1,6 +1,7 @@
 """`python -m yivl_core DOOR [SETTINGS.json]`: one core function in a process of its own, without Prefect."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def main() -> int:
         settings = _read_settings(arguments)
     except OSError as error:
         parser.error(f"{arguments.settings}: {error.strerror}")
+    for name, value in DOORS[arguments.door].variables.items():
+        os.environ.setdefault(name, value)
     interrupt_on_sigterm()
     if arguments.supervised:
         stop_when_stdin_ends()

@@ -147,7 +147,13 @@ def test_full_tuning_keeps_float32_weights_and_learns(dtype: str, tiny_checkpoin
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     "settings",
-    [{"compile": True}, {"gradient_checkpointing": True}, {"num_workers": 2}, {"num_workers": 2, "cache_samples": True}],
+    [
+        {"compile": True},
+        {"recompute": "full"},
+        {"recompute": "selective"},
+        {"num_workers": 2},
+        {"num_workers": 2, "cache_samples": True},
+    ],
 )
 def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
     settings: dict[str, Any], tiny_checkpoint: Path, dataset: Path, tmp_path: Path

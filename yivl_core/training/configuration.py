@@ -5,10 +5,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from yivl_core.settings import Gigabytes
+
 _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
-_OF_LORA = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout")
+_OF_LORA = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout", "quantization")
 _RATES_AND_SWITCHES = {"projector_learning_rate": "freeze_projector", "vision_learning_rate": "freeze_vision_tower"}
 _OF_FULL = ("freeze_llm", "freeze_projector", "freeze_vision_tower", "optimizer", "max_shard_bytes")
+
+# Settings that change no result: how it is watched, and how what it takes is come by.
+WITHOUT_EFFECT = frozenset({"log_steps", "num_workers", "recompute", "gpu_memory"})
 
 
 class TrainingSettings(BaseModel):
@@ -65,7 +70,7 @@ class TrainingSettings(BaseModel):
     row_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="tokens packed into one forward pass; default: max_length, so that the longest sample fits",
+        description="tokens packed into one forward pass; default: on a GPU what is fastest in its memory, on the CPU max_length",
     )
     val_fraction: float = Field(
         default=0.01,
@@ -73,12 +78,25 @@ class TrainingSettings(BaseModel):
         lt=1,
         description="share of the records held out (at least one, split by image), if no val_dataset is given; 0: none",
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="compute each layer again in the backward pass: less memory, a third more time"
+    recompute: Literal["auto", "none", "selective", "full"] = Field(
+        default="auto",
+        description="what layers compute again in the backward pass in place of keeping it: nothing; attention (of weights that "
+        "are tuned: all but matrix products); all, for a third more time; auto: layer by layer what gpu_memory demands",
+    )
+    gpu_memory: Gigabytes | None = Field(
+        default=None,
+        description="most memory to use of a GPU, in GB of 10^9 bytes, as 19GB, by which row_tokens and recompute are chosen; "
+        "default: what is free",
+    )
+    quantization: Literal["none", "fp8"] = Field(
+        default="none",
+        description="fp8: products with the language model's frozen weights in 8 bits, on a GPU that has them; faster, less "
+        "exact",
     )
     compile: bool = Field(
         default=False,
-        description="compile layers and augmentation (torch.compile): a minute at the start, then faster steps on a GPU",
+        description="compile augmentation, and layers that are tuned (torch.compile): a minute at the start, then faster steps "
+        "on a GPU",
     )
     num_workers: int | None = Field(
         default=None,

@@ -6,19 +6,24 @@ Shapes: S tokens of the row, L learned tokens, D width of the decoder, V vocabul
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from yivl_core.model.attention import PACKED_ATTENTION
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.processing.image import ImagePreprocessor
 from yivl_core.processing.padding import UnpaddedPixels
+from yivl_core.training.fused import FusedModel
+from yivl_core.training.head import head_loss
+from yivl_core.training.layer_memory import Recompute
 from yivl_core.training.packing import PackedBatch
 
 ChangeImages = Callable[[UnpaddedPixels], UnpaddedPixels]
+_PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,21 @@ def compile_layers(model: YiVLForConditionalGeneration) -> None:
         layer.compile(dynamic=True)
 
 
-def recompute_layers(model: YiVLForConditionalGeneration) -> None:
-    """Keep only the input of each layer of tower and decoder, and compute the rest again in the backward pass."""
+def recompute_layers(model: YiVLForConditionalGeneration, recompute: Recompute) -> None:
+    """What each layer of tower and decoder computes again in the backward pass, whatever it was told before.
+
+    Args:
+        model: trained by autograd.
+        recompute: nothing; all but matrix products; or all.
+    """
+    how: dict[Recompute, dict[str, Any]] = {
+        "full": {},
+        "selective": {"context_fn": partial(create_selective_checkpoint_contexts, _PRODUCTS)},
+    }
     for layer in _layers(model):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.__dict__.pop("forward", None)
+        if recompute in how:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **how[recompute])
 
 
 def _layers(model: YiVLForConditionalGeneration) -> list[nn.Module]:
@@ -62,6 +78,7 @@ def row_loss(
     batch: PackedBatch,
     preprocessor: ImagePreprocessor,
     change_images: ChangeImages | None = None,
+    fused: FusedModel | None = None,
 ) -> RowLoss:
     """Cross entropy over the learned tokens of a row, in float32.
 
@@ -70,12 +87,23 @@ def row_loss(
         batch: the row.
         preprocessor: of the model's checkpoint.
         change_images: what is done to the images before, on the model's device.
+        fused: the same model by the fast path, which is taken then.
     """
     batch = batch.to(model.lm_head.weight.device)
     pixels, pixel_values = batch.pixels, None
     if pixels.num_images:
         pixels = change_images(pixels) if change_images else pixels
         pixel_values = preprocessor.normalise(pixels.squares())
+    if fused:
+        total, num_correct = head_loss(fused(batch, pixel_values), model.lm_head.weight, batch.targets)
+        return RowLoss(total, num_correct, batch.num_learned)
+    logits = model.lm_head(_learned_hidden(model, batch, pixel_values)).float()  # [L, V]
+    total = cross_entropy(logits, batch.targets, reduction="sum")
+    return RowLoss(total, (logits.argmax(dim=-1) == batch.targets).sum(), batch.num_learned)
+
+
+def _learned_hidden(model: YiVLForConditionalGeneration, batch: PackedBatch, pixel_values: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states of the learned tokens, `[L, D]`."""
     outputs = model.model(
         inputs_embeds=model.model.embed(batch.input_ids.unsqueeze(0), pixel_values, batch.image_places),  # [1, S, D]
         position_ids=batch.position_ids.unsqueeze(0),
@@ -83,6 +111,4 @@ def row_loss(
         max_length_q=batch.max_length,
         use_cache=False,
     )
-    logits = model.lm_head(outputs.last_hidden_state[0, batch.learned]).float()  # [L, V]
-    total = cross_entropy(logits, batch.targets, reduction="sum")
-    return RowLoss(total, (logits.argmax(dim=-1) == batch.targets).sum(), batch.num_learned)
+    return outputs.last_hidden_state[0, batch.learned]

@@ -15,6 +15,7 @@ import torch
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
+from yivl_core.model.gpu_memory import gigabytes
 from yivl_core.model.weights import expected_shapes
 from yivl_core.training.configuration import TrainingConfig
 from yivl_core.training.optimization import num_remembered
@@ -42,25 +43,16 @@ def require_memory(
     Raises:
         ConfigurationError: it cannot; the message tells the numbers, in MB and GB of 10^6 and 10^9 bytes.
     """
-    shapes = expected_shapes(read_config(base))
     num_trained = _count(trained)
-    num_frozen = _count({name: shape for name, shape in shapes.items() if name not in trained})
-    num_memories = sum(num_remembered(name, shape, config) * math.prod(shape) for name, shape in trained.items())
-    needs = {
-        "frozen weights": num_frozen * dtype.itemsize,
-        "trained weights": num_trained * _FLOAT32_BYTES,
-        "their gradients": num_trained * _FLOAT32_BYTES,
-        f"what {config.optimizer} remembers": num_memories * _FLOAT32_BYTES,
-    }
+    needs = fixed_needs(base, trained, config, dtype)
     free_bytes = _free_memory(device)
     if sum(needs.values()) > free_bytes:
         raise ConfigurationError(
             f"{base.folder}: tuner {config.tuner!r} trains {num_trained / 1e9:.3g} billion parameters, which needs "
-            f"{_gb(sum(needs.values()))} on {device} before the first row ({_listed(needs)}), and {_gb(free_bytes)} are free; "
-            + _smaller(config)
-            + "use a device with more memory"
+            f"{gigabytes(sum(needs.values()))} on {device} before the first row ({_listed(needs)}), and {gigabytes(free_bytes)} "
+            "are free; " + _smaller(config) + "use a device with more memory"
         )
-    checkpoint = (num_trained + num_memories) * _FLOAT32_BYTES
+    checkpoint = (num_trained + _num_memories(trained, config)) * _FLOAT32_BYTES
     weight_paths = (*base.weight_paths, *base.vision_weight_paths) if _is_full(config) else ()
     result = sum(path.stat().st_size for path in weight_paths)
     files = {f"{_NUM_CHECKPOINTS} checkpoints": _NUM_CHECKPOINTS * checkpoint, "the result": result}
@@ -69,9 +61,26 @@ def require_memory(
     free_disk = shutil.disk_usage(_existing_parent(output)).free + own_checkpoints
     if sum(files.values()) > free_disk:
         raise ConfigurationError(
-            f"{config.output}: the training writes up to {_gb(sum(files.values()))} ({_listed(files)}), and {_gb(free_disk)} are "
-            "free on that disk; choose an output folder on a larger one"
+            f"{config.output}: the training writes up to {gigabytes(sum(files.values()))} ({_listed(files)}), and "
+            f"{gigabytes(free_disk)} are free on that disk; choose an output folder on a larger one"
         )
+
+
+def fixed_needs(
+    base: CheckpointFiles, trained: Mapping[str, tuple[int, ...]], config: TrainingConfig, dtype: torch.dtype
+) -> dict[str, int]:
+    """What a training takes whatever its rows, in bytes; the arguments are those of `require_memory`."""
+    frozen = {name: shape for name, shape in expected_shapes(read_config(base)).items() if name not in trained}
+    return {
+        "frozen weights": _count(frozen) * dtype.itemsize,
+        "trained weights": _count(trained) * _FLOAT32_BYTES,
+        "their gradients": _count(trained) * _FLOAT32_BYTES,
+        f"what {config.optimizer} remembers": _num_memories(trained, config) * _FLOAT32_BYTES,
+    }
+
+
+def _num_memories(trained: Mapping[str, tuple[int, ...]], config: TrainingConfig) -> int:
+    return sum(num_remembered(name, shape, config) * math.prod(shape) for name, shape in trained.items())
 
 
 def _smaller(config: TrainingConfig) -> str:
@@ -99,9 +108,5 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
 def _listed(parts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {_gb(num_bytes)}" for name, num_bytes in parts.items())
+    return ", ".join(f"{name} {gigabytes(num_bytes)}" for name, num_bytes in parts.items())

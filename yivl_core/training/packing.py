@@ -12,9 +12,11 @@ targets           a2 a3      b1 b2          c2 c3      and what they are to be
 What a step needs is worked out here, so that it never has to wait for the GPU to tell it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
 from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.processing.processor import ModelInputs
 from yivl_core.processing.tokenization import IGNORE_INDEX
+from yivl_core.training.layout import RowLayout, plan_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +39,10 @@ class PackedBatch:
         learned: int64 `[L]`, the positions whose next token is learned.
         targets: int64 `[L]`, those tokens.
         cu_seq_lens: int32 `[num_samples + 1]`.
-        max_length: tokens of the longest sample.
+        lengths: tokens of each sample.
         image_places: int64 `[K]`, the positions that are places of images.
         pixels: of its images, in the order of their places.
+        slots, places: of the row's layout, where attention has slots; else None.
     """
 
     input_ids: torch.Tensor
@@ -46,59 +50,103 @@ class PackedBatch:
     learned: torch.Tensor
     targets: torch.Tensor
     cu_seq_lens: torch.Tensor
-    max_length: int
+    lengths: tuple[int, ...]
     image_places: torch.Tensor
     pixels: UnpaddedPixels
+    slots: torch.Tensor | None = None
+    places: torch.Tensor | None = None
 
     def to(self, device: torch.device, *, copy: bool = False) -> "PackedBatch":
         """The same on a device; a copy no longer uses the memory, and open files, that are shared with a worker.
 
         To a GPU from pinned memory nothing waits for it.
         """
-        tensors = {name: getattr(self, name).to(device, non_blocking=True, copy=copy) for name in _TENSORS}
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True, copy=copy) for name, value in self._tensors().items()
+        }
         return replace(self, **tensors, pixels=self.pixels.to(device, copy=copy))
 
     def pin_memory(self) -> "PackedBatch":
         """The same in memory that a GPU reads by itself; torch's loader calls it."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS}, pixels=self.pixels.pin_memory())
+        tensors: dict[str, Any] = {name: value.pin_memory() for name, value in self._tensors().items()}
+        return replace(self, **tensors, pixels=self.pixels.pin_memory())
 
     @property
     def num_samples(self) -> int:
         """Samples in the row."""
-        return len(self.cu_seq_lens) - 1
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sample."""
+        return max(self.lengths)
 
     @property
     def num_learned(self) -> int:
         """Tokens that are learned."""
         return len(self.targets)
 
+    @property
+    def layout(self) -> RowLayout:
+        """Where its tokens stand for attention."""
+        return RowLayout(
+            position_ids=self.position_ids, cu_seq_lens=self.cu_seq_lens, max_length=self.max_length,
+            num_samples=self.num_samples, slots=self.slots, places=self.places,
+        )  # fmt: skip
 
-_TENSORS = ("input_ids", "position_ids", "learned", "targets", "cu_seq_lens", "image_places")
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def pack(samples: Sequence[ModelInputs], row_tokens: int) -> list[PackedBatch]:
-    """Whole samples in as few rows as first-fit finds, longest first; each sample in exactly one row.
+def pack(samples: Sequence[ModelInputs], row_tokens: int, *, has_slots: bool = False) -> list[PackedBatch]:
+    """Whole samples in as few rows as first-fit finds, evenly filled where that is possible; each sample in exactly one row.
 
     Args:
         samples: with labels.
         row_tokens: most tokens in a row; a longer sample gets a row of its own.
+        has_slots: whether attention may have slots of one length, where they pay.
     """
-    rows: list[list[ModelInputs]] = []
+    rows = plan_rows([len(sample.input_ids) for sample in samples], row_tokens)
+    return [_pack_row([samples[number] for number in row], has_slots=has_slots) for row in rows]
+
+
+def plan_rows(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Which samples of these lengths share a row: their numbers; see `pack`."""
+    longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    rows = _first_fit(longest_first, lengths, row_tokens)
+    even = spread_evenly(lengths, len(rows))
+    return even if all(sum(lengths[number] for number in row) <= row_tokens for row in even) else rows
+
+
+def spread_evenly(lengths: Sequence[int], num_rows: int) -> list[list[int]]:
+    """Samples in so many rows, each in that with the fewest tokens: a nearly empty row takes a GPU no less time than a fuller."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    emptiest = [(0, row) for row in range(num_rows)]
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        tokens, row = heapq.heappop(emptiest)
+        rows[row].append(number)
+        heapq.heappush(emptiest, (tokens + lengths[number], row))
+    return rows
+
+
+def _first_fit(numbers: Iterable[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    rows: list[list[int]] = []
     free: list[int] = []
-    for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
-        length = len(sample.input_ids)
-        row = next((number for number, tokens in enumerate(free) if length <= tokens), None)
+    for number in numbers:
+        row = next((row for row, tokens in enumerate(free) if lengths[number] <= tokens), None)
         if row is None:
-            rows.append([sample])
-            free.append(row_tokens - length)
+            rows.append([number])
+            free.append(row_tokens - lengths[number])
         else:
-            rows[row].append(sample)
-            free[row] -= length
-    return [_pack_row(row) for row in rows]
+            rows[row].append(number)
+            free[row] -= lengths[number]
+    return rows
 
 
-def _pack_row(samples: Sequence[ModelInputs]) -> PackedBatch:
+def _pack_row(samples: Sequence[ModelInputs], *, has_slots: bool) -> PackedBatch:
     lengths = [len(sample.input_ids) for sample in samples]
+    slots, places = (plan_slots(lengths) if has_slots else None) or (None, None)
     input_ids = np.concatenate([sample.input_ids for sample in samples])
     labels = np.concatenate([_without_first(sample) for sample in samples])
     learned = np.flatnonzero(labels[1:] != IGNORE_INDEX)
@@ -108,9 +156,11 @@ def _pack_row(samples: Sequence[ModelInputs]) -> PackedBatch:
         targets=torch.from_numpy(labels[learned + 1]),
         position_ids=torch.cat([torch.arange(length) for length in lengths]),
         cu_seq_lens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-        max_length=max(lengths),
+        lengths=tuple(lengths),
         image_places=torch.from_numpy(np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)),
         pixels=UnpaddedPixels.joined([sample.pixels for sample in samples]),
+        slots=slots,
+        places=places,
     )
 
 

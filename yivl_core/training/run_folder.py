@@ -37,6 +37,12 @@ METRICS_NAME = "metrics.jsonl"
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
 
 
+def started_with(folder: Path) -> dict[str, Any]:
+    """The settings of the run that lies in a folder; none where there is none."""
+    found = read_manifest(str(folder / MANIFEST_NAME)) or {}
+    return dict(found.get("settings") or {})
+
+
 class RunFolder:
     """The folder of a run, new or to be gone on with; nothing is written to it before it is `taken`.
 

@@ -131,6 +131,7 @@ class Samples:
         keys: for each of them what ties it to other records: its images, or itself.
         dropped: the records that do not fit.
         have_images: for each of them whether it has an image.
+        lengths: of each of them in tokens, image tokens counted.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Samples:
         self.keys: list[tuple[str, ...]] = []
         self.dropped: list[DroppedRecord] = []
         self.have_images: list[bool] = []
+        self.lengths: list[int] = []
         digest, num_records = hashlib.sha256(), len(self.reader.records)
         ranges = [
             range(start, min(start + _MEASURED_AT_A_TIME, num_records)) for start in range(0, num_records, _MEASURED_AT_A_TIME)
@@ -161,6 +163,7 @@ class Samples:
                     self.indices.append(index)
                     self.keys.append(record.keys)
                     self.have_images.append(record.has_images)
+                    self.lengths.append(record.num_tokens)
             on_progress(Progress(stage="measure", done=indices.stop, total=num_records, unit="record"))
         if digest.hexdigest() != dataset.digest:
             raise DatasetError(f"{dataset.folder}: records were changed after validation; run `yivl validate` again")
@@ -176,6 +179,7 @@ def load_rows(
     row_tokens: int,
     num_workers: int,
     *,
+    has_slots: bool = False,
     gpu: torch.device | None = None,
 ) -> Iterator[list[PackedBatch]]:
     """The packed rows of each group of records, later groups being prepared while one is used.
@@ -185,13 +189,14 @@ def load_rows(
         groups: the number of a reader, and numbers of its records.
         row_tokens: most tokens in a row.
         num_workers: processes that prepare a group each; 0: threads of this process, for one group ahead. The rows are the same.
+        has_slots: whether attention may have slots of one length (`pack`).
         gpu: for which what the processes prepare is brought to memory that it reads by itself, in a thread; None: for none.
 
     Raises:
         ImageError: as `SampleReader.load`.
     """
     if num_workers:
-        make = partial(_load_and_pack, row_tokens=row_tokens)
+        make = partial(_load_and_pack, row_tokens=row_tokens, has_slots=has_slots)
         yield from _in_processes(make, readers, groups, num_workers, gpu=gpu)
         return
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -199,7 +204,7 @@ def load_rows(
         for number, indices in chain(groups, [(0, ())]):
             current, ahead = ahead, [pool.submit(readers[number].load, index) for index in indices]
             if current:
-                yield pack([future.result() for future in current], row_tokens)
+                yield pack([future.result() for future in current], row_tokens, has_slots=has_slots)
 
 
 def _measure(reader: SampleReader, ranges: Sequence[range], num_workers: int) -> Iterator[tuple[list[_Measured], bytes]]:
@@ -235,8 +240,8 @@ def _measure_all(reader: SampleReader, indices: Sequence[int]) -> tuple[list[_Me
     return [record for record, _ in measured], b"".join(line for _, line in measured)
 
 
-def _load_and_pack(reader: SampleReader, indices: Sequence[int], *, row_tokens: int) -> list[PackedBatch]:
-    return pack([reader.load(index) for index in indices], row_tokens)
+def _load_and_pack(reader: SampleReader, indices: Sequence[int], *, row_tokens: int, has_slots: bool) -> list[PackedBatch]:
+    return pack([reader.load(index) for index in indices], row_tokens, has_slots=has_slots)
 
 
 def _in_processes(

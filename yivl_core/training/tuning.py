@@ -7,7 +7,7 @@ dtype. Frozen weights are held in that dtype alone.
 import re
 import shutil
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -56,8 +56,20 @@ class Tuning(Protocol):
         """Write the result into an existing folder, from one that `save` has written."""
 
 
-def trained_shapes(base: CheckpointFiles, config: TrainingConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what would be trained, by the shapes alone, before any weight is read.
+class Outline(NamedTuple):
+    """What would be trained, by the shapes alone.
+
+    Attributes:
+        shapes: of what is trained, by name.
+        model: all of it, without any value.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    model: YiVLForConditionalGeneration
+
+
+def outline_tuning(base: CheckpointFiles, config: TrainingConfig) -> Outline:
+    """What would be trained, before any weight is read.
 
     Raises:
         ConfigurationError: the targets match nothing, or a learning rate is given for what is not trained.
@@ -84,7 +96,7 @@ def trained_shapes(base: CheckpointFiles, config: TrainingConfig) -> dict[str, t
         raise ConfigurationError(
             f"learning_rate is given, but all that is trained has a rate of its own ({', '.join(sorted(parts))}); leave it out"
         )
-    return shapes
+    return Outline(shapes, model)
 
 
 def prepare_tuning(base: CheckpointFiles, config: TrainingConfig, dtype: torch.dtype, device: torch.device) -> Tuning:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,11 +164,11 @@ def test_the_default_rate_is_that_of_the_tuner() -> None:
     assert TrainingSettings(tuner="full", learning_rate=3e-4).highest_learning_rate == 3e-4
 
 
-@pytest.mark.parametrize("settings", [{"tuner": "full"}, {"target_modules": "all", "lora_dropout": 0.2}])
+@pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_computing_layers_again_changes_nothing_but_the_memory(
-    settings: dict[str, Any], train: Train, monkeypatch: pytest.MonkeyPatch
+    recompute: str, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_calls = {"kept": 0, "again": 0}
+    num_calls = Counter[str]()
     prepare = sft.prepare_tuning
 
     def count(name: str) -> Callable[..., Tuning]:
@@ -177,19 +178,17 @@ def test_computing_layers_again_changes_nothing_but_the_memory(
                 tuning.model.model.language_model.layers[0].mlp,
                 tuning.model.model.vision_tower.encoder.layers[0].mlp,
             ):
-                module.register_forward_pre_hook(lambda *_: num_calls.update({name: num_calls[name] + 1}))
+                module.register_forward_pre_hook(lambda *_: num_calls.update([name]))
             return tuning
 
         return watch
 
     digests = []
-    for name, is_on in (("kept", False), ("again", True)):
+    for name in ("none", recompute):
         monkeypatch.setattr(sft, "prepare_tuning", count(name))
-        digests.append(
-            train(**settings, learning_rate=1e-3, gradient_checkpointing=is_on, output=name, val_fraction=0).result_digest
-        )
+        digests.append(train(**FULL, recompute=name, output=name, val_fraction=0).result_digest)
     assert digests[0] == digests[1]
-    assert num_calls["again"] == 2 * num_calls["kept"] > 0
+    assert num_calls[recompute] == 2 * num_calls["none"] > 0
 
 
 def test_processes_that_prepare_samples_change_nothing(train: Train) -> None:

@@ -17,6 +17,8 @@ from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.training.configuration import TrainingSettings
+from yivl_core.training.fused import FusedModel
+from yivl_core.training.layers import Kept
 from yivl_core.training.loss import row_loss, use_packed_attention
 from yivl_core.training.packing import PackedBatch, pack
 from yivl_core.training.samples import Samples
@@ -67,11 +69,15 @@ def base_of(model: PeftModel) -> YiVLForConditionalGeneration:
     return cast(YiVLForConditionalGeneration, model.get_base_model())
 
 
-def packed_losses(model: PeftModel, rows: list[PackedBatch], processor: Processor) -> Iterator[tuple[torch.Tensor, int]]:
+def packed_losses(
+    model: PeftModel, rows: list[PackedBatch], processor: Processor, *, is_fused: bool = False
+) -> Iterator[tuple[torch.Tensor, int]]:
     base = base_of(model)
     use_packed_attention(base)
+    kept = [Kept()] * base.config.text_config.num_hidden_layers, [Kept()] * base.config.num_vision_layers
+    fused = FusedModel(base, *kept) if is_fused else None
     for row in rows:
-        loss = row_loss(base, row, processor.preprocessor)
+        loss = row_loss(base, row, processor.preprocessor, fused=fused)
         assert loss.num_learned == row.num_learned
         yield loss.total, loss.num_learned
 
@@ -86,14 +92,15 @@ def mean_loss(losses: Iterator[tuple[torch.Tensor, int]], num_learned: int) -> t
 
 
 @pytest.mark.parametrize("row_tokens", [1, 350, 800, 10_000])
+@pytest.mark.parametrize("is_fused", [False, True])
 def test_packed_loss_and_gradients_equal_those_of_single_samples(
-    row_tokens: int, samples: list[ModelInputs], adapted: PeftModel, processor: Processor
+    row_tokens: int, is_fused: bool, samples: list[ModelInputs], adapted: PeftModel, processor: Processor
 ) -> None:
     rows = pack(samples, row_tokens)
     num_learned = sum(row.num_learned for row in rows)
     expected, num_single = mean_loss(single_losses(adapted, samples, processor), num_learned)
     expected_gradients = take_gradients(adapted)
-    actual, num_packed = mean_loss(packed_losses(adapted, rows, processor), num_learned)
+    actual, num_packed = mean_loss(packed_losses(adapted, rows, processor, is_fused=is_fused), num_learned)
     gradients = take_gradients(adapted)
     assert num_packed == num_single == num_learned
     assert actual == pytest.approx(expected, abs=2e-6)
@@ -124,7 +131,7 @@ def test_a_sample_does_not_see_its_neighbours(samples: list[ModelInputs], adapte
         row,
         position_ids=torch.arange(len(row.input_ids)),
         cu_seq_lens=torch.tensor([0, len(row.input_ids)], dtype=torch.int32),
-        max_length=len(row.input_ids),
+        lengths=(len(row.input_ids),),
     )
     seeing = [loss.item() for loss, _ in packed_losses(adapted, [as_one], processor)]
     assert abs(seeing[0] - together[0]) > 1e-3

@@ -25,8 +25,9 @@ from yivl_core.model.random_checkpoint import write_random_checkpoint
 from yivl_core.model.tensors import save_tensors
 from yivl_core.progress import Progress
 from yivl_core.training.checkpoint import save_training
-from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.sft import train_adapter
+from yivl_core.training.throughput import MEASURED
 
 pytestmark = pytest.mark.slow
 MakeDataset = Callable[..., Path]
@@ -65,13 +66,13 @@ def finished(uninterrupted: TrainingSummary, config: TrainingConfig) -> Training
 
 def metrics(folder: str) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.endswith("_per_s")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
 
 
 def events(folder: str) -> dict[str, list[tuple[int, float]]]:
     found = EventAccumulator(str(Path(folder) / "tensorboard"))
     found.Reload()
-    names = [tag for tag in found.Tags()["scalars"] if not tag.endswith("_per_s")]
+    names = [tag for tag in found.Tags()["scalars"] if tag not in MEASURED]
     return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in names}
 
 
@@ -286,7 +287,7 @@ CHANGES: dict[str, Any] = {
     "max_grad_norm": 0.01, "batch_size": 2, "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1,
     "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
     "freeze_projector": True, "freeze_vision_tower": True, "projector_learning_rate": 0.02, "vision_learning_rate": 0.02,
-    "optimizer": "muon", "gradient_checkpointing": True, "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
+    "optimizer": "muon", "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
     "cache_samples": True,
 }  # fmt: skip
 
@@ -305,8 +306,8 @@ def test_resuming_with_another_setting_is_refused_by_name(
 
 
 def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
-    assert set(CHANGES) | {"dtype", "device", "log_steps", "num_workers"} == set(TrainingSettings.model_fields)
-    assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu"})), uninterrupted)
+    assert set(CHANGES) | {"dtype", "device", "quantization"} | WITHOUT_EFFECT == set(TrainingSettings.model_fields)
+    assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu", "recompute": "full"})), uninterrupted)
     with pytest.raises(OutputError, match=r"\n  numerics.dtype: 'float32' there, 'bfloat16' now$"):
         resume(finished.model_copy(update={"dtype": "bfloat16"}))
 

@@ -67,8 +67,8 @@ def test_everything_of_a_row_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.data_ptr()) or tensor)
     tensors = {name: torch.arange(number + 2) for number, name in enumerate(PackedBatch.__annotations__) if name != "pixels"}
     pixels = UnpaddedPixels(rows=torch.zeros(1, 2, 3), places=torch.zeros(1), num_images=1, padding=(1, 2, 3))
-    tensors |= {"max_length": 3}
-    row = PackedBatch(**tensors, pixels=pixels).pin_memory()
-    expected = [tensor.data_ptr() for name, tensor in tensors.items() if name != "max_length"]
+    tensors.pop("lengths")
+    row = PackedBatch(**tensors, lengths=(3, 2), pixels=pixels).pin_memory()
+    expected = [tensor.data_ptr() for tensor in tensors.values()]
     assert sorted(pinned) == sorted([*expected, pixels.rows.data_ptr(), pixels.places.data_ptr()])
     assert row.max_length == 3

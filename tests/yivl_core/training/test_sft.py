@@ -21,24 +21,24 @@ from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
 from yivl_core.progress import Progress
 from yivl_core.training.checkpoint import TrainingState, save_training
-from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.loss import RowLoss, row_loss
 from yivl_core.training.optimization import Optimizers
 from yivl_core.training.packing import PackedBatch
 from yivl_core.training.run_folder import Metrics
 from yivl_core.training.samples import SampleReader
 from yivl_core.training.sft import train_adapter
+from yivl_core.training.throughput import MEASURED
 from yivl_core.training.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of plain PEFT 0.21
 Train = Callable[..., TrainingSummary]
 MakeDataset = Callable[..., Path]
-TIMINGS = ("samples_per_s", "tokens_per_s")
 
 
 def metrics(summary: TrainingSummary) -> list[dict[str, float]]:
     lines = (Path(summary.output) / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMINGS} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED} for line in lines]
 
 
 def figures(summary: TrainingSummary, name: str) -> list[float]:
@@ -266,7 +266,9 @@ def test_the_run_folder_says_what_decided_it(train: Train, dataset: Path, tiny_c
     summary = train(learning_rate=2e-3)
     content = manifest(summary)
     assert content["settings"] == {
-        **TrainingSettings(batch_size=4, learning_rate=2e-3).model_dump(exclude={"device", "dtype", "log_steps", "num_workers"})
+        **TrainingSettings(batch_size=4, learning_rate=2e-3, row_tokens=4096).model_dump(
+            exclude={"device", "dtype"} | WITHOUT_EFFECT
+        )
     }
     assert content["data"] == {
         "digest": json.loads((dataset / "report.json").read_text())["digest"],
@@ -331,7 +333,9 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is co
     "augmentation": ({}, {"augmentation": 0.5}, "weights"),
     "dtype": ({}, {"dtype": "bfloat16"}, "weights"),
 }
-TESTED_BY_THEMSELVES = {"tuner", "keep", "device", "gradient_checkpointing", "compile", "num_workers", "max_shard_bytes"}
+TESTED_BY_THEMSELVES = {
+    "tuner", "keep", "device", "recompute", "gpu_memory", "quantization", "compile", "num_workers", "max_shard_bytes",
+}  # fmt: skip
 
 
 class Runs:

@@ -1,0 +1,139 @@
+"""What a layer keeps for its backward pass and takes beside, in bytes a token, and what it costs to keep less.
+
+Shapes: D width, F width of the MLP, H query heads, G key-value heads, E head width, L layers.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from yivl_core.model.configuration import YiVLConfig
+from yivl_core.training.layers import Kept
+from yivl_core.training.tuning import part_of
+
+# Attention of a sample goes over so many tokens, in the mean: half of an image's and its prompt's.
+_ATTENDED_TOKENS = 550
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """What decides the memory of a layer.
+
+    Attributes:
+        width: D.
+        inner: outputs of the MLP's first product, gate and up together.
+        active: F.
+        num_heads, num_kv_heads, head_dim: H, G, E.
+        num_layers: L.
+        num_adapters: of a layer.
+        adapted: how many values the adapters' first halves give for a token.
+        is_all_adapted: whether the inputs of all products are wanted in the backward pass.
+    """
+
+    width: int
+    inner: int
+    active: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+    num_adapters: int
+    adapted: int
+    is_all_adapted: bool
+
+    def kept_bytes(self, kept: Kept, itemsize: int) -> int:
+        """Bytes that a layer keeps for a token."""
+        values = self.width + self.adapted
+        if kept.attention:
+            values += (2 * self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        if kept.middle:
+            values += self.width
+        if kept.mlp:
+            values += self.inner
+        return values * itemsize + (4 * self.num_heads if kept.attention else 0)
+
+    def working_bytes(self, kept: Kept, itemsize: int) -> int:
+        """Bytes that a layer's backward pass takes for a token beside what all layers keep."""
+        heads = self.num_heads * self.head_dim
+        qkv = heads + 2 * self.num_kv_heads * self.head_dim
+        recomputed_attention = 0 if kept.attention else qkv + heads
+        recomputed_middle = 0 if kept.middle else self.width
+        held = recomputed_attention if not kept.middle else 0
+        mlp = self.width + (0 if kept.mlp else self.inner) + self.active + held + recomputed_middle
+        mlp += self.active if self.is_all_adapted else self.width
+        # Gradients of keys and values for each query head, and of queries in float32, are made before they are summed up.
+        attention = 2 * self.width + recomputed_attention + 3 * heads + qkv
+        return max(mlp * itemsize, attention * itemsize + 4 * heads)
+
+    def recomputed_operations(self, kept: Kept) -> int:
+        """Multiplications and additions of a token that are made twice."""
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        operations = 0
+        if not kept.attention:
+            operations += 2 * self.width * qkv + 4 * self.num_heads * self.head_dim * _ATTENDED_TOKENS
+        if not kept.middle:
+            operations += 2 * self.width * self.num_heads * self.head_dim
+        if not kept.mlp:
+            operations += 2 * self.width * self.inner
+        return operations
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of a token, forward and back, with frozen weights."""
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        return 4 * self.width * (qkv + self.num_heads * self.head_dim + self.inner + self.active)
+
+    def plain_bytes(self, recompute: Recompute, itemsize: int) -> tuple[int, int]:
+        """Bytes for a token that autograd keeps of a layer of the model of record, and that the largest step takes beside.
+
+        Norms keep their input in float32 too; each adapter its input, in float32, before and after dropout.
+        """
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        products = (heads + 2 * kv_heads + 2 * self.width + self.inner) * itemsize
+        norms = 2 * self.width * (4 + 2 * itemsize)
+        all_bytes = norms + products + (heads + self.width + 2 * self.active) * itemsize + 4 * self.num_heads
+        all_bytes += 9 * self.width * self.num_adapters
+        working = 2 * self.inner * itemsize + 4 * self.width * itemsize
+        if recompute == "none":
+            return all_bytes, working
+        kept = self.width * itemsize + (products if recompute == "selective" else 0)
+        return kept, working + all_bytes
+
+
+def decoder_shape(config: YiVLConfig, trained: Mapping[str, tuple[int, ...]]) -> LayerShape:
+    """Of a model's decoder, by the names and shapes of what is trained."""
+    text = config.text_config
+    return LayerShape(
+        width=text.hidden_size, inner=2 * text.intermediate_size, active=text.intermediate_size,
+        num_heads=text.num_attention_heads, num_kv_heads=text.num_key_value_heads,
+        head_dim=text.hidden_size // text.num_attention_heads, num_layers=text.num_hidden_layers,
+        **_adapters(trained, "llm"),
+    )  # fmt: skip
+
+
+def tower_shape(config: YiVLConfig, trained: Mapping[str, tuple[int, ...]]) -> LayerShape:
+    """Of its vision tower."""
+    vision = config.vision_config
+    return LayerShape(
+        width=vision.hidden_size, inner=vision.intermediate_size, active=vision.intermediate_size,
+        num_heads=vision.num_attention_heads, num_kv_heads=vision.num_attention_heads,
+        head_dim=vision.hidden_size // vision.num_attention_heads, num_layers=config.num_vision_layers,
+        **_adapters(trained, "vision"),
+    )  # fmt: skip
+
+
+def _adapters(trained: Mapping[str, tuple[int, ...]], part: str) -> dict[str, Any]:
+    """What a layer's adapters are, the most of any layer."""
+    names: dict[str, list[str]] = {}
+    for name in trained:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        if layer and ".lora_A." in name and part_of(name) == part:
+            names.setdefault(layer[1], []).append(name)
+    most = max(names.values(), key=len, default=[])
+    return {
+        "num_adapters": len(most),
+        "adapted": sum(trained[name][0] for name in most),
+        "is_all_adapted": any(".mlp." in name for name in most),
+    }
