@@ -61,8 +61,8 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> YiVLForConditio
     return model.eval()
 
 
-def random_processor() -> Processor:
-    """A processor of the published image size, with a small tokenizer of the published kind."""
+def random_tokenizer_model() -> bytes:
+    """A small SentencePiece model of the published kind."""
     import io
 
     import sentencepiece
@@ -72,8 +72,15 @@ def random_processor() -> Processor:
         sentence_iterator=iter([f"a text of words number {number}" for number in range(100)]),
         model_writer=model, model_type="bpe", vocab_size=300, **TOKENIZER_SETTINGS,
     )  # fmt: skip
+    return model.getvalue()
+
+
+def random_processor() -> Processor:
+    """A processor of the published image size, with a small tokenizer."""
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model.getvalue())
+    processor.LoadFromSerializedProto(random_tokenizer_model())
     tokenizer = Tokenizer(processor, {"<unk>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2})
     tokenizer.eos_id = -1  # every answer is as long as it may be
     return Processor(tokenizer, ImagePreprocessor(image_size_px=448, image_mean=_MEAN, image_std=_DEVIATION), 1024)
