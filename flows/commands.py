@@ -54,11 +54,14 @@ def _describe_training(summary: TrainingSummary) -> str:
     validation = ""
     if summary.val_loss is not None and summary.val_token_accuracy is not None:
         validation = f", validation loss {summary.val_loss:.4f}, token accuracy {summary.val_token_accuracy:.1%}"
+    if summary.val_cer is not None:
+        validation += f", CER {summary.val_cer:.1%}"
+    early = ", stopped early" if summary.stopped_early else ""
     return (
-        f"{summary.num_steps} steps on {summary.num_train_samples} samples ({summary.num_val_samples} held out, "
+        f"{summary.num_steps} steps{early} on {summary.num_train_samples} samples ({summary.num_val_samples} held out, "
         f"{summary.num_dropped} dropped as too long)\n"
         f"training loss {summary.train_loss:.4f}{validation}; kept step {summary.best_step}\n"
-        f"{result}\nplot    {summary.output}/plots/loss.png"
+        f"{result}\nplots   {summary.output}/plots"
     )
 
 

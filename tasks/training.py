@@ -65,6 +65,7 @@ def _table(summary: TrainingSummary) -> list[dict[str, float | None]]:
             "training loss": summary.train_loss,
             "validation loss": summary.val_loss,
             "validation token accuracy": summary.val_token_accuracy,
+            "validation CER": summary.val_cer,
             "kept step": summary.best_step,
         }
     ]

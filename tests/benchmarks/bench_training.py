@@ -50,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "free": {},
     "19GB": {"gpu_memory": 19, "max_length": 2048},
     "16GB": {"gpu_memory": 16, "max_length": 2048},
+    "78GB": {"gpu_memory": 78},
     "all": {"target_modules": "all"},
     "fp8": {"quantization": "fp8"},
     "fp8 19GB": {"quantization": "fp8", "gpu_memory": 19, "max_length": 2048},

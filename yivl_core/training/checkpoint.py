@@ -37,15 +37,17 @@ class TrainingState:
 
     Attributes:
         step: optimizer steps made.
-        best_step: the step with the lowest validation loss so far; 0 before the first evaluation.
-        best_loss: that loss; None before the first evaluation.
+        best_step: the step with the lowest value of the metric that decides so far; 0 before the first evaluation.
+        best_value: that value; None before the first evaluation.
+        num_worse: evaluations since then.
         scaler: state of the loss scaler (`torch.amp.GradScaler`); empty where the loss is not scaled.
         num_figures: lines of metrics.jsonl up to this step.
     """
 
     step: int = 0
     best_step: int = 0
-    best_loss: float | None = None
+    best_value: float | None = None
+    num_worse: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
     num_figures: int = 0
 
@@ -53,11 +55,11 @@ class TrainingState:
         """The same with more steps made."""
         return replace(self, step=step)
 
-    def evaluated(self, loss: float) -> "TrainingState":
-        """The state after an evaluation at this step; an equal loss does not replace an earlier best."""
-        if self.best_loss is not None and loss >= self.best_loss:
-            return self
-        return replace(self, best_step=self.step, best_loss=loss)
+    def evaluated(self, value: float) -> "TrainingState":
+        """The state after an evaluation at this step; an equal value does not replace an earlier best."""
+        if self.best_value is not None and value >= self.best_value:
+            return replace(self, num_worse=self.num_worse + 1)
+        return replace(self, best_step=self.step, best_value=value, num_worse=0)
 
 
 def save_training(folder: Path, tuning: Tuning, optimizers: Optimizers, state: TrainingState) -> None:

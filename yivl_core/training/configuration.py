@@ -118,9 +118,20 @@ class TrainingSettings(BaseModel):
     eval_steps: int = Field(
         default=50, ge=1, description="optimizer steps between evaluations; the last step is always evaluated"
     )
+    eval_answers: int = Field(
+        default=0,
+        ge=0,
+        description="held-out records that are answered too at each evaluation, which tells the answers' character error rate",
+    )
+    best_metric: Literal["val_loss", "val_cer"] = Field(
+        default="val_loss", description="what makes a step the best: loss, or character error rate of the answers"
+    )
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="stop after so many evaluations in a row that are no better than the best; default: never"
+    )
     save_steps: int | None = Field(default=None, ge=1, description="optimizer steps between checkpoints; default: as eval_steps")
     keep: Literal["best", "last"] = Field(
-        default="best", description="which step's weights are the result: those of the lowest validation loss, or the last"
+        default="best", description="which step's weights are the result: those of the best one (best_metric), or the last"
     )
     max_shard_bytes: int = Field(
         default=5_000_000_000, ge=1_000_000, description="largest weight file of a fully tuned checkpoint, in bytes"
@@ -150,6 +161,10 @@ class TrainingSettings(BaseModel):
                 )
         if self.freeze_llm and self.freeze_projector and self.freeze_vision_tower:
             raise ValueError("nothing is left to train: at most two of `freeze_llm`, `freeze_projector`, `freeze_vision_tower`")
+        if self.best_metric == "val_cer" and not self.eval_answers:
+            raise ValueError("`best_metric` val_cer needs answers; give `eval_answers`, the number of held-out records to answer")
+        if self.eval_answers and self.quantization == "fp8":
+            raise ValueError("`eval_answers` cannot be had with `quantization` fp8, which only trains; leave one of them out")
         for rate, freeze in _RATES_AND_SWITCHES.items():
             if getattr(self, freeze) and getattr(self, rate) is not None:
                 raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")
@@ -184,6 +199,8 @@ class TrainingSummary:
         num_train_samples, num_val_samples, num_dropped: records trained on, held out, and left out as too long.
         train_loss: mean loss over learned tokens in the last tenth of the steps.
         val_loss, val_token_accuracy: of the kept weights on the held-out records; None without any.
+        val_cer: character error rate of their answers to `eval_answers` of these; None without any.
+        stopped_early: whether evaluations had not got better for long (`early_stopping_patience`).
         best_step: the step whose weights were kept.
         val_dataset: jsonl file with the held-out records.
     """
@@ -200,5 +217,7 @@ class TrainingSummary:
     train_loss: float
     val_loss: float | None
     val_token_accuracy: float | None
+    val_cer: float | None
+    stopped_early: bool
     best_step: int
     val_dataset: str

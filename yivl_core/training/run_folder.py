@@ -5,7 +5,7 @@ manifest.json       what decided the run; at the end also its result, which mark
 .lock               held while the run is worked on
 metrics.jsonl       one line a logged step and one an evaluation
 tensorboard/        the same figures as TensorBoard events
-plots/loss.png      training and validation loss over steps
+plots/*.png         loss, learning rate, throughput and memory over steps; CER where records are answered
 checkpoints/        see checkpoint.py
 adapter/            the result in PEFT's format, or, of full tuning,
 model/              the result in the base's layout; yivl.json and the held-out rows are in either
@@ -34,6 +34,15 @@ from yivl_core.training.result import RESULT_FOLDERS
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
 METRICS_NAME = "metrics.jsonl"
+# Each plot's label, and its figures with their names.
+_PLOTS = {
+    "loss": ("loss (nats a learned token)", {"loss": "training", "val_loss": "validation"}),
+    "learning_rate": ("learning rate", {"learning_rate": "learning rate"}),
+    "throughput": ("samples a second", {"samples_per_s": "samples a second"}),
+    "memory": ("most memory so far (GB of 10^9 bytes)", {"memory_gb": "memory"}),
+    "cer": ("character error rate", {"val_cer": "validation"}),
+}
+_PLOT_EVERY_S = 60.0
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
 
 
@@ -151,7 +160,8 @@ class Metrics:
 
     def __init__(self, folder: Path, last_step: int) -> None:
         self._path = folder / METRICS_NAME
-        self._plot_path = folder / "plots" / "loss.png"
+        self._plots = folder / "plots"
+        self._plotted_at = time.monotonic()
         self._lines = [line for line in _read_lines(self._path) if line["step"] <= last_step]
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
         publish_bytes(str(self._path), text.encode())
@@ -185,25 +195,45 @@ class Metrics:
         """The figures of the evaluation at a step; empty where there was none."""
         return next((line for line in self._lines if line["step"] == step and "val_loss" in line), {})
 
+    @property
+    def losses(self) -> list[float]:
+        """The training losses that were logged."""
+        return [line["loss"] for line in self._lines if "loss" in line]
+
     def plot(self) -> None:
-        """Draw training and validation loss over steps."""
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for name, style in (("loss", "-"), ("val_loss", "o-")):
-            points = [(line["step"], line[name]) for line in self._lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label={"loss": "training", "val_loss": "validation"}[name])
-        axes.set(xlabel="optimizer step", ylabel="loss (nats a learned token)")
-        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-        axes.grid(alpha=0.3)
-        axes.legend()
-        with publish_file(self._plot_path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
+        """Draw the figures over steps."""
+        self._plotted_at = time.monotonic()
+        for name, (label, series) in _PLOTS.items():
+            points = {key: [(line["step"], line[key]) for line in self._lines if key in line] for key in series}
+            if any(points.values()):
+                with publish_file(self._plots / f"{name}.png") as temporary:
+                    _draw(label, {series[key]: found for key, found in points.items() if found}).savefig(
+                        temporary, format="png", dpi=120
+                    )
+
+    def plot_now_and_then(self) -> None:
+        """Draw them if that is some time ago, for who watches a run that takes days."""
+        if time.monotonic() - self._plotted_at > _PLOT_EVERY_S:
+            self.plot()
 
     def close(self) -> None:
-        """Flush the TensorBoard events and draw the plot."""
+        """Flush the TensorBoard events and draw the plots."""
         self._writer.close()
         self.plot()
+
+
+def _draw(label: str, series: Mapping[str, list[tuple[float, float]]]) -> Figure:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        style = "o-" if name.startswith("validation") else "-"
+        axes.plot(*zip(*points, strict=True), style, label=name)
+    axes.set(xlabel="optimizer step", ylabel=label)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        axes.legend()
+    return figure
 
 
 def logged_steps(folder: Path) -> list[int]:

@@ -98,8 +98,8 @@ class SampleReader:
         measured = _Measured(num_tokens=num_tokens, has_images=bool(validated.images), keys=_keys(validated))
         return measured, validated.canonical.encode() + b"\n"
 
-    def load(self, index: int) -> ModelInputs:
-        """The sample of a record, its images decoded.
+    def load(self, index: int, *, with_response: bool = True) -> ModelInputs:
+        """The sample of a record, its images decoded; or its prompt alone.
 
         Raises:
             ImageError: an image is gone, or is not what it was when the dataset was validated; the record is named.
@@ -109,7 +109,7 @@ class SampleReader:
             images = [self._store.load(image.reference).image for image in validated.images]
         except ImageError as error:
             raise ImageError(error.kind, f"{validated.source}: {error.message}", error.remedy) from error
-        return self.processor.process(validated.record, images, with_response=True, max_length=self._limit)
+        return self.processor.process(validated.record, images, with_response=with_response, max_length=self._limit)
 
 
 class Samples:

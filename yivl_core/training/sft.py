@@ -20,10 +20,12 @@ from yivl_core.outputs.manifest import code, environment
 from yivl_core.processing.prompt import PROMPT_VERSION
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import local_path, publish_folder
+from yivl_core.training.answers import score_answers
 from yivl_core.training.augmentation import augment
-from yivl_core.training.checkpoint import TrainingState, load_training, save_training, step_folder
+from yivl_core.training.checkpoint import TrainingState, load_training, save_training, saved_steps, step_folder
 from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSummary
 from yivl_core.training.fused import FusedModel
+from yivl_core.training.health import Divergence, Finiteness
 from yivl_core.training.job import Job
 from yivl_core.training.loss import ChangeImages, RowLoss, compile_layers, recompute_layers, row_loss, use_packed_attention
 from yivl_core.training.optimization import Optimizers
@@ -34,6 +36,8 @@ from yivl_core.training.schedule import count_steps, rate_share, step_seed
 from yivl_core.training.throughput import OperationCount, Stopwatch
 from yivl_core.training.training_data import TrainingData
 from yivl_core.training.tuning import prepare_tuning
+
+_MAX_SOURCES = 16  # in a message
 
 
 def train_adapter(config: TrainingConfig, on_progress: OnProgress = ignore_progress) -> TrainingSummary:
@@ -118,7 +122,7 @@ class _Trainer:
         self.optimizers = Optimizers(parameters, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.state = TrainingState()
-        self.is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self.finiteness, self.divergence = Finiteness(device), Divergence()
 
     def run(self) -> None:
         """All steps that are left."""
@@ -126,22 +130,33 @@ class _Trainer:
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
         self.metrics = Metrics(self.folder.path, self.state.step)
+        for loss in self.metrics.losses:
+            self.divergence.note(loss)
         self.started, self.first_step = time.perf_counter(), self.state.step
         save_steps = self.config.save_steps or self.config.eval_steps
         rows = self.data.rows(self.state.step, self.total_steps, self.row_tokens)
         for step in range(self.state.step, self.total_steps):
+            if self.is_stopped_early:
+                break
             with self.stopwatch.waiting():
                 of_step = next(rows)
             self._step(step, of_step)
             self.state = self.state.at(step + 1)
             if self.data.is_evaluated(self.state.step, self.total_steps):
                 self._evaluate(rows)
-            is_last = self.state.step == self.total_steps
+            is_last = self.state.step == self.total_steps or self.is_stopped_early
             if is_last or self.state.step % save_steps == 0 or self.state.best_step == self.state.step:
                 self._require_finite(self.state.step)
                 state = replace(self.state, scaler=self.scaler.state_dict(), num_figures=self.metrics.flush())
                 save_training(self.folder.checkpoints, self.tuning, self.optimizers, state)
+                self.metrics.plot_now_and_then()
         self.metrics.close()
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether evaluations have not got better for as long as the user has patience."""
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.state.num_worse >= patience and self.state.step < self.total_steps
 
     def publish(self) -> TrainingSummary:
         """Write the result: the folder of adapter or model, and what the manifest tells of it."""
@@ -170,6 +185,8 @@ class _Trainer:
             "train_loss": self.metrics.mean_of_last("loss", 0.1),
             "val_loss": evaluation.get("val_loss"),
             "val_token_accuracy": evaluation.get("val_token_accuracy"),
+            "val_cer": evaluation.get("val_cer"),
+            "stopped_early": self.is_stopped_early,
             "best_step": kept_step,
         }
         folder.finish(result)
@@ -189,13 +206,15 @@ class _Trainer:
         self.optimizers.unscale(self.scaler)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         # Where the loss is scaled, a gradient that overflows lowers the scale, and its step is left out.
-        self.is_finite &= torch.isfinite(total if self.scaler.is_enabled() else total + grad_norm)
+        self.finiteness.note(step + 1, total if self.scaler.is_enabled() else total + grad_norm)
         self.optimizers.set_rate(share)
         self.optimizers.step(self.scaler)
         if not is_logged:
             return {}
         self._require_finite(step + 1)
-        figures = {"loss": total.item(), "learning_rate": share * self.optimizers.highest_rate}
+        if problem := self.divergence.note(loss := total.item()):
+            raise ConfigurationError(self._stopped(step + 1, problem))
+        figures = {"loss": loss, "learning_rate": share * self.optimizers.highest_rate}
         return figures | ({"grad_norm": norm} if math.isfinite(norm := grad_norm.item()) else {})
 
     def _gradients(self, step: int, rows: list[PackedBatch]) -> torch.Tensor:
@@ -241,35 +260,52 @@ class _Trainer:
         return partial(augment, strength=self.config.augmentation, seed=seed, compiled=self.config.compile)
 
     def _loss(self, row: PackedBatch, change_images: ChangeImages | None = None) -> RowLoss:
-        # LoRA's frozen weights have the dtype of the arithmetic already; weights that are tuned are float32.
-        is_mixed = self.config.tuner == "full" and self.dtype != torch.float32
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed):
+        with self._arithmetic():
             return row_loss(self.model, row, self.data.preprocessor, change_images, self.fused)
+
+    def _arithmetic(self) -> torch.autocast:
+        """LoRA's frozen weights have the dtype of the arithmetic already; weights that are tuned are float32."""
+        is_mixed = self.config.tuner == "full" and self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=is_mixed)
 
     @torch.no_grad()
     def _evaluate(self, rows: Iterator[list[PackedBatch]]) -> None:
-        """Loss and token accuracy on the held-out records, whose rows come next."""
+        """Loss and token accuracy on the held-out records, whose rows come next, and CER on some that are answered."""
         self.model.eval()
         losses = [self._loss(row) for _ in range(self.data.num_val_groups) for row in next(rows)]
         num_learned = sum(loss.num_learned for loss in losses)
         val_loss = sum(loss.total.item() for loss in losses) / num_learned
         accuracy = sum(loss.num_correct.item() for loss in losses) / num_learned
-        self.is_finite &= math.isfinite(val_loss)
+        self.finiteness.note(self.state.step, losses[0].total.new_tensor(val_loss))
         self._require_finite(self.state.step)
-        self.state = self.state.evaluated(val_loss)
         figures = {"val_loss": val_loss, "val_token_accuracy": accuracy}
+        if answered := self.data.answered_indices:
+            self._report(self.state.step, message=f"answering {len(answered)} held-out records")
+            with self._arithmetic():
+                cer = score_answers(self.model, self.data.val.reader, answered).cer
+            figures |= {} if cer is None else {"val_cer": cer}
+        self.state = self.state.evaluated(figures[self.config.best_metric])
         self.metrics.log(self.state.step, figures)
         self._report(self.state.step, figures)
 
     def _require_finite(self, step: int) -> None:
         """No checkpoint and no figure comes of a step from which there is no way back."""
         is_learning = self.scaler.get_scale() >= 1  # below, gradients overflow however little they are scaled
-        if not (is_learning and self.is_finite.item()):  # waits for the GPU
-            raise ConfigurationError(
-                f"step {step}: the loss or its gradient is no longer a finite number; lower the learning rate (now "
-                f"{self.optimizers.highest_rate:g}), or use bfloat16 or float32 in place of float16. Earlier checkpoints "
-                "are kept"
-            )
+        bad_step = self.finiteness.first_bad_step if is_learning else step
+        if bad_step is not None:
+            raise ConfigurationError(self._stopped(bad_step, "the loss or its gradient is no longer a finite number"))
+
+    def _stopped(self, step: int, problem: str) -> str:
+        """Why the run cannot go on, what was learned then, and what is left."""
+        sources, checkpoints = self.data.sources(step), self.folder.checkpoints
+        more = f" and {len(sources) - _MAX_SOURCES} more" if sources[_MAX_SOURCES:] else ""
+        listed = ", ".join(sources[:_MAX_SOURCES]) + more
+        saved = [each for each in saved_steps(checkpoints) if each < step]
+        left = f"the last good checkpoint is {step_folder(checkpoints, saved[-1])}" if saved else "no checkpoint was made before"
+        return (
+            f"step {step}: {problem}; lower the learning rate (now {self.optimizers.highest_rate:g}), use bfloat16 or float32 in "
+            f"place of float16, or look at the samples of that step ({listed}); {left}"
+        )
 
     def _report(
         self, step: int, figures: dict[str, float] | None = None, message: str = "", remaining_s: float | None = None

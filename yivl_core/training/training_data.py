@@ -127,6 +127,17 @@ class TrainingData:
             for step in range(min(num_steps, count_steps(len(own), self._config)))
         ]
 
+    def sources(self, step: int) -> list[str]:
+        """Where the samples of a step (from 1) were written."""
+        numbers = samples_of_step(step - 1, len(self.train_indices), self._config)
+        return [str(self.train.validated(self.train_indices[number]).source) for number in numbers]
+
+    @property
+    def answered_indices(self) -> list[int]:
+        """The held-out records that are answered, spread over all of them."""
+        count = min(self._config.eval_answers, len(self.val_indices))
+        return [self.val_indices[number * len(self.val_indices) // count] for number in range(count)]
+
     def is_evaluated(self, step: int, total_steps: int) -> bool:
         """Whether the held-out records are evaluated when so many steps are made."""
         return bool(self.val_indices) and (step == total_steps or step % self._config.eval_steps == 0)

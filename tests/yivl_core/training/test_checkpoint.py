@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def trained(tiny_checkpoint: Path) -> Trained:
 def test_going_on_from_a_checkpoint_equals_never_stopping(tuner: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     trained = start(tiny_checkpoint, tuner)
     make_steps(trained, range(3))
-    state = TrainingState(step=3, best_step=3, best_loss=1.5)
+    state = TrainingState(step=3, best_step=3, best_value=1.5)
     save_training(tmp_path, *trained, state)
     other = start(tiny_checkpoint, tuner, seed=1)
     assert load_training(tmp_path, *other, []) == state
@@ -79,7 +80,7 @@ def test_without_a_checkpoint_a_run_starts_at_nought(trained: Trained, tmp_path:
 
 def test_the_newest_is_taken_and_the_best_is_kept_beside_it(trained: Trained, tmp_path: Path) -> None:
     for step, best_step in ((999_999, 999_999), (1_000_000, 999_999), (1_000_001, 999_999)):
-        save_training(tmp_path, *trained, TrainingState(step=step, best_step=best_step, best_loss=1.0))
+        save_training(tmp_path, *trained, TrainingState(step=step, best_step=best_step, best_value=1.0))
     assert saved_steps(tmp_path) == [999_999, 1_000_001]
     assert load_training(tmp_path, *trained, []).step == 1_000_001
 
@@ -117,19 +118,19 @@ FILES = ["adapter_config.json", "adapter_model.safetensors", "optimizer.safetens
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_harmed_checkpoint_does_not_count(harm: str, file: str, trained: Trained, tmp_path: Path) -> None:
-    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
-    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_value=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_value=1.0))
     HARMS[harm](tmp_path / "step-000004" / file)
     assert load_training(tmp_path, *trained, []).step == 2
-    save_training(tmp_path, *trained, TrainingState(step=3, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=3, best_step=2, best_value=1.0))
     assert saved_steps(tmp_path) == [2, 3]
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_checkpoint_whose_best_one_is_harmed_does_not_count(harm: str, file: str, trained: Trained, tmp_path: Path) -> None:
-    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
-    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_value=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_value=1.0))
     HARMS[harm](tmp_path / "step-000002" / file)
     assert load_training(tmp_path, *trained, []) == TrainingState()
 
@@ -144,7 +145,7 @@ def test_a_checkpoint_whose_state_is_something_else_does_not_count(text: str, tr
     assert all(torch.equal(value, before[name]) for name, value in weights(trained).items())
 
 
-CHANGES = {"step": "2", "best_step": 1, "best_loss": "1.0", "scaler": None, "num_figures": 1}
+CHANGES = {"step": "2", "best_step": 1, "best_value": "1.0", "scaler": None, "num_figures": 1}
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -152,7 +153,7 @@ CHANGES = {"step": "2", "best_step": 1, "best_loss": "1.0", "scaler": None, "num
 def test_a_checkpoint_whose_state_was_changed_does_not_count(
     is_removed: bool, key: str, trained: Trained, tmp_path: Path
 ) -> None:
-    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0))
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_value=1.0))
     path = tmp_path / "step-000002" / "state.json"
     record = json.loads(path.read_text())
     record = {name: value for name, value in record.items() if name != key} | ({} if is_removed else {key: CHANGES[key]})
@@ -187,8 +188,8 @@ def test_a_file_in_the_place_of_a_checkpoint_does_not_count_and_is_not_replaced(
 def test_a_checkpoint_counts_with_all_its_figures_alone(
     logged_steps: list[int], expected: int, trained: Trained, tmp_path: Path
 ) -> None:
-    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_loss=1.0, num_figures=3))
-    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_loss=1.0, num_figures=5))
+    save_training(tmp_path, *trained, TrainingState(step=2, best_step=2, best_value=1.0, num_figures=3))
+    save_training(tmp_path, *trained, TrainingState(step=4, best_step=2, best_value=1.0, num_figures=5))
     assert load_training(tmp_path, *trained, [*logged_steps, 5]).step == expected
 
 
@@ -214,10 +215,10 @@ def test_a_checkpoint_that_fails_leaves_the_earlier_one(
 
 def test_the_best_is_the_lowest_and_of_equals_the_first() -> None:
     state = TrainingState(step=1).evaluated(2.0)
-    assert (state.best_step, state.best_loss) == (1, 2.0)
-    assert state.at(2).evaluated(2.0) == state.at(2)
+    assert (state.best_step, state.best_value) == (1, 2.0)
+    assert state.at(2).evaluated(2.0) == replace(state, step=2, num_worse=1)
     assert state.at(3).evaluated(3.0).best_step == 1
-    assert state.at(4).evaluated(1.0) == TrainingState(step=4, best_step=4, best_loss=1.0)
+    assert state.at(4).evaluated(1.0) == TrainingState(step=4, best_step=4, best_value=1.0)
 
 
 def test_folders_sort_by_their_steps(tmp_path: Path) -> None:

@@ -168,8 +168,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
         return RowLoss(total, loss.num_correct, loss.num_learned)
 
     monkeypatch.setattr("yivl_core.training.sft.row_loss", spoilt)
-    with pytest.raises(ConfigurationError, match=r"step [56]: the loss or its gradient is no longer a finite number; lower the"):
+    message = r"step 5: the loss or its gradient is no longer a finite number; lower the learning rate \(now 0.001\), "
+    with pytest.raises(ConfigurationError, match=message) as raised:
         train(num_epochs=3, save_steps=2, eval_steps=100, val_fraction=0, log_steps=log_steps)
+    told = str(raised.value)
+    assert told.endswith(f"the last good checkpoint is {tmp_path / 'run' / 'checkpoints' / 'step-000004'}")
+    assert len(re.findall(r"rows\.jsonl:\d+", told)) == 4, "the samples of the step"
     checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [path.name for path in checkpoints] == ["step-000004"]
     tensors = load_file(checkpoints[0] / "adapter_model.safetensors")
@@ -204,9 +208,25 @@ def test_a_full_disk_at_the_start_is_named(train: Train, monkeypatch: pytest.Mon
 
 
 def test_a_rate_that_is_far_too_high_says_so(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"step \d: the loss .*; lower the learning rate \(now 1\), or use"):
+    with pytest.raises(ConfigurationError, match=r"step \d: the loss .*; lower the learning rate \(now 1\), use"):
         train(learning_rate=1, lora_alpha=10**30)
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_loss_that_rises_for_good_stops_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the seventeenth step on each is a nat worse."""
+    num_rows = 0
+
+    def rising(*arguments: Any) -> RowLoss:
+        nonlocal num_rows
+        num_rows += 1
+        loss = row_loss(*arguments)
+        return RowLoss(loss.total + loss.num_learned * max(0, num_rows - 16), loss.num_correct, loss.num_learned)
+
+    monkeypatch.setattr("yivl_core.training.sft.row_loss", rising)
+    message = r"step 2\d: the loss has risen for good: .* in the mean of the last 16 logged steps, .* at best, .*; lower the"
+    with pytest.raises(ConfigurationError, match=message):
+        train(num_epochs=20, val_fraction=0, batch_size=4)
 
 
 def test_a_loss_that_is_no_number_names_the_rate_though_none_was_given(

@@ -288,7 +288,7 @@ CHANGES: dict[str, Any] = {
     "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
     "freeze_projector": True, "freeze_vision_tower": True, "projector_learning_rate": 0.02, "vision_learning_rate": 0.02,
     "optimizer": "muon", "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
-    "cache_samples": True,
+    "cache_samples": True, "eval_answers": 1, "best_metric": "val_cer", "early_stopping_patience": 3,
 }  # fmt: skip
 
 

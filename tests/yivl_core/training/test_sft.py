@@ -119,6 +119,57 @@ def test_best_or_last_is_kept_with_its_own_figures(train: Train, tiny_checkpoint
     assert folders == [f"step-{best.best_step:06}", f"step-{best.num_steps:06}"], "best and last stay, and no others"
 
 
+@pytest.mark.parametrize(
+    ("tuning", "failing"),
+    [({"target_modules": "all", "lora_dropout": 0.3}, (2, 3, 5)), ({"tuner": "full"}, (2, 5))],
+)
+def test_where_memory_runs_out_the_step_is_made_again_with_less(
+    tuning: dict[str, Any], failing: tuple[int, ...], train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first step's second row, where there is more to do without then in its first, and in a later step."""
+    expected = train(output="expected", **tuning, row_tokens=600, val_fraction=0)
+    num_rows, said = 0, []
+
+    def run_out(*arguments: Any) -> RowLoss:
+        nonlocal num_rows
+        num_rows += 1
+        if num_rows in failing:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return row_loss(*arguments)
+
+    monkeypatch.setattr("yivl_core.training.sft.row_loss", run_out)
+    monkeypatch.setattr("yivl_core.training.planning.CONTEXT_BYTES", 0)
+    monkeypatch.setattr("yivl_core.training.planning._LIBRARY_BYTES", 0)
+    summary = train(**tuning, row_tokens=600, val_fraction=0, on_progress=lambda progress: said.append(progress.message))
+    assert summary.result_digest == expected.result_digest
+    found = [message for message in said if message.startswith("memory ran out; the step is made again, now a step is ")]
+    assert len(found) == len({*found}) == len(failing), "less each time"
+
+
+def test_a_run_that_gets_no_better_is_stopped_early(train: Train) -> None:
+    """At such a rate the loss rises again; stopped after the decision and gone on with, it ends as well."""
+    settings: dict[str, Any] = {
+        "learning_rate": 0.5, "lr_schedule": "constant", "num_epochs": 12, "eval_steps": 1, "save_steps": 100,
+        "val_fraction": 0.3, "early_stopping_patience": 2,
+    }  # fmt: skip
+    summary = train(output="stopped", **settings)
+    losses = figures(summary, "val_loss")
+    best = losses.index(min(losses))
+    assert summary.stopped_early
+    assert len(losses) == summary.num_steps == best + 3 < 20
+    assert (summary.best_step, summary.val_loss) == (best + 1, losses[best])
+
+    def interrupt(progress: Progress) -> None:
+        if "val_loss" in progress.figures and progress.done == summary.num_steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(output="again", on_progress=interrupt, **settings)
+    again = train(output="again", resume=True, **settings)
+    assert again.result_digest == summary.result_digest
+    assert metrics(again) == metrics(summary)
+
+
 def test_no_image_is_trained_on_and_held_out(
     train: Train, dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -326,6 +377,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is co
     "row_tokens": ({}, {"row_tokens": 1}, "weights"),
     "val_fraction": ({}, {"val_fraction": 0.5}, "val"),
     "eval_steps": ({}, {"eval_steps": 1}, "metrics"),
+    "eval_answers": ({}, {"eval_answers": 2}, "metrics"),
     "save_steps": ({}, {"save_steps": 1}, "saved"),
     "log_steps": ({}, {"log_steps": 2}, "metrics"),
     "seed": ({}, {"seed": 1}, "weights"),
@@ -335,6 +387,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is co
 }
 TESTED_BY_THEMSELVES = {
     "tuner", "keep", "device", "recompute", "gpu_memory", "quantization", "compile", "num_workers", "max_shard_bytes",
+    "best_metric", "early_stopping_patience",
 }  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+"""Held-out records answered while training: how many characters of the answers are wrong."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+
+from yivl_core.evaluation.metrics import Score, normalise, score_answer
+from yivl_core.inference.generation import RECORD_BATCH_SIZE, generate
+from yivl_core.inference.requests import Request
+from yivl_core.model.attention import PACKED_ATTENTION
+from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.training.samples import SampleReader
+
+# An answer that is longer than twice the longest right one is wrong anyway.
+_SPARE_TOKENS, _TIMES_AS_LONG = 16, 2
+
+
+def score_answers(model: YiVLForConditionalGeneration, reader: SampleReader, indices: Sequence[int]) -> Score:
+    """The score of greedy answers to some records, normalised as reports normalise them.
+
+    Args:
+        model: of record, with its adapter, in evaluation mode.
+        reader: of the records.
+        indices: which of them.
+
+    Raises:
+        ImageError: as `SampleReader.load`.
+    """
+    total, numbers = Score(), iter(indices)
+    with _plain_attention(model):
+        while batch := list(islice(numbers, RECORD_BATCH_SIZE)):
+            references = [_references(reader, index) for index in batch]
+            longest = max(len(reader.processor.tokenizer.encode(text)) for texts in references for text in texts)
+            limit = _TIMES_AS_LONG * longest + _SPARE_TOKENS
+            prompts = [reader.load(index, with_response=False) for index in batch]
+            requests = [Request(sample_id="", inputs=prompt, max_new_tokens=limit) for prompt in prompts]
+            completions = generate(model, reader.processor, requests)
+            for completion, texts in zip(completions, references, strict=True):
+                answer = None if completion is None else normalise(completion.text)
+                total += score_answer(answer, [normalise(text) for text in texts])
+    return total
+
+
+def _references(reader: SampleReader, index: int) -> Sequence[str]:
+    record = reader.records[index].record
+    return (record.response or "", *record.references)
+
+
+@contextmanager
+def _plain_attention(model: YiVLForConditionalGeneration) -> Iterator[None]:
+    """Within it padding is masked, and nothing is compiled for the lengths of answers."""
+    decoder = model.model.language_model
+    is_packed = decoder.config._attn_implementation == PACKED_ATTENTION
+    if is_packed:
+        decoder.set_attn_implementation("sdpa")
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        if is_packed:
+            decoder.set_attn_implementation(PACKED_ATTENTION)
