@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -122,65 +123,109 @@ def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(
     assert_equal_runs(resume(config), uninterrupted)
 
 
-def start(config: TrainingConfig, hash_seed: str, *command: str) -> subprocess.Popen[str]:
+def start(settings: str, hash_seed: str, *command: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": hash_seed}
     process = subprocess.Popen(
         [sys.executable, *command], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
-    process.stdin.write(config.model_dump_json())
+    process.stdin.write(settings)
     process.stdin.close()
     return process
 
 
-KILLED_WHILE_WRITING = """
-import os, signal, sys
+KILLED_IN_FORKS = """
+import json, os, signal, sys
+from contextlib import contextmanager
 import yivl_core.training.checkpoint as checkpoint
 from yivl_core.training.sft import TrainingConfig, train_adapter
 
-save_tensors, num_saved = checkpoint.save_tensors, 0
+save_tensors, publish_folder, rmtree, num_saved = checkpoint.save_tensors, checkpoint.publish_folder, checkpoint.shutil.rmtree, 0
 
-def die_in_the_middle(path, tensors):
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_half_of_it(path, tensors):
     global num_saved
     num_saved += 1
     if num_saved == 3:
         path.write_bytes(b"half of a file")
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     save_tensors(path, tensors)
 
-checkpoint.save_tensors = die_in_the_middle
-train_adapter(TrainingConfig.model_validate_json(sys.stdin.read()))
+@contextmanager
+def publish_and_die(folder):
+    with publish_folder(folder) as temporary:
+        yield temporary
+    if folder.name == "step-000004":
+        die()
+
+def remove_half_of_it(folder, *arguments, **settings):
+    if folder.name == "step-000003":
+        next(folder.glob("*.safetensors")).unlink()
+        die()
+    rmtree(folder, *arguments, **settings)
+
+def run(when, settings):
+    if when == "writing":
+        checkpoint.save_tensors = save_half_of_it
+    elif when == "written":
+        checkpoint.publish_folder = publish_and_die
+    else:
+        checkpoint.shutil.rmtree = remove_half_of_it
+    train_adapter(TrainingConfig(**settings))
+
+for when, settings in json.loads(sys.stdin.read()).items():
+    if os.fork() == 0:
+        run(when, settings)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL
 """
+LEFT = {
+    "training": ["step-000003", "step-000004"],
+    "terminated": [],  # whatever is there as soon as it listens
+    "writing": [".step-000004", "step-000003"],
+    "written": ["step-000003", "step-000004"],
+    "removing": ["step-000003", "step-000004", "step-000006"],
+}
+
+
+def signal_at(process: subprocess.Popen[str], step: int, number: signal.Signals) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event.get("done") == step and "loss" in event["figures"]:
+            process.send_signal(number)
 
 
 @pytest.fixture(scope="module")
 def killed(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrainingConfig]:
-    """Two runs killed at the same time: in mid-epoch, and while the third checkpoint was written."""
+    """Runs killed in mid-epoch, one by a scheduler's signal; while a checkpoint is written, behind it, and as one is removed."""
     folder = tmp_path_factory.mktemp("killed")
-    configs = {name: make_config(tiny_checkpoint, dataset, folder / name) for name in ("training", "writing")}
+    configs = {name: make_config(tiny_checkpoint, dataset, folder / name) for name in LEFT}
+    in_forks = {name: configs[name].model_dump() for name in ("writing", "written", "removing")}
+    train = ("-m", "yivl_core", "train")
     with (
-        start(configs["training"], "1", "-m", "yivl_core", "train") as training,
-        start(configs["writing"], "2", "-c", KILLED_WHILE_WRITING) as writing,
+        start(configs["training"].model_dump_json(), "1", *train) as training,
+        start(configs["terminated"].model_dump_json(), "2", *train) as terminated,
+        start(json.dumps(in_forks), "3", "-c", KILLED_IN_FORKS) as forks,
     ):
-        assert training.stdout is not None
-        for line in training.stdout:
-            event = json.loads(line)
-            if event["done"] == 5 and "loss" in event["figures"]:
-                training.kill()
-        assert training.wait(timeout=60) == writing.wait(timeout=60) == -signal.SIGKILL
+        with ThreadPoolExecutor() as pool:
+            pool.map(signal_at, (training, terminated), (5, 2), (signal.SIGKILL, signal.SIGTERM))
+        codes = [process.wait(timeout=120) for process in (training, terminated, forks)]
+    assert codes == [-signal.SIGKILL, 130, 0]
     time.sleep(1)  # events files are told apart by the second in which they were begun
     return configs
 
 
-@pytest.mark.parametrize("when", ["training", "writing"])
+@pytest.mark.parametrize("when", LEFT)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
     when: str, killed: dict[str, TrainingConfig], uninterrupted: TrainingSummary
 ) -> None:
     checkpoints = Path(killed[when].output) / "checkpoints"
-    names = sorted(path.name.split(".tmp-")[0] for path in checkpoints.iterdir())
-    assert names == {"training": ["step-000003", "step-000004"], "writing": [".step-000004", "step-000003"]}[when]
-    configs = {path.read_bytes() for path in checkpoints.glob("step-*/adapter_config.json")}
-    assert configs == {(Path(uninterrupted.adapter) / "adapter_config.json").read_bytes()}, "whatever the order of sets"
+    if when != "terminated":
+        assert sorted(path.name.split(".tmp-")[0] for path in checkpoints.iterdir()) == LEFT[when]
+        configs = {path.read_bytes() for path in checkpoints.glob("step-*/adapter_config.json")}
+        assert configs == {(Path(uninterrupted.adapter) / "adapter_config.json").read_bytes()}, "whatever the order of sets"
     assert_equal_runs(resume(killed[when]), uninterrupted)
 
 
