@@ -17,6 +17,7 @@ from tasks.progress import count, describe, figures, remaining
 from yivl_core.progress import Progress
 
 LINE_EVERY_S = 10.0
+_MOST_FIGURES = 4  # beside a bar; all of them are in the log
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _OF_PREFECTS_QUEUES = "Still processing items"  # what it has still to send when a command ends early
 
@@ -72,7 +73,7 @@ class Terminal:
                 bars.stop_task(self._bar)
             self._bar = bars.add_task(progress.stage, total=progress.total, count="", figures="")
         bars.update(self._bar, total=progress.total, completed=progress.done, count=count(progress))
-        if said := ", ".join(filter(None, [figures(progress), remaining(progress)])) or progress.message:
+        if said := ", ".join(filter(None, [figures(progress, _MOST_FIGURES), remaining(progress)])) or progress.message:
             bars.update(self._bar, figures=said)
         self._last = progress
 

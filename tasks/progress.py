@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 
@@ -31,11 +32,10 @@ def count(progress: Progress) -> str:
     return f"{progress.done}{of_total} {progress.unit}s"
 
 
-def figures(progress: Progress) -> str:
-    """The figures in four digits, whole numbers in full: `loss 0.531, samples_per_s 3.1`."""
-    return ", ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in progress.figures.items()
-    )
+def figures(progress: Progress, most: int | None = None) -> str:
+    """The figures in four digits, whole numbers in full: `loss 0.531, samples_per_s 3.1`; the first so many, if that is given."""
+    shown = islice(progress.figures.items(), most)
+    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in shown)
 
 
 def remaining(progress: Progress) -> str:

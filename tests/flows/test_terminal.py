@@ -67,6 +67,13 @@ def test_a_narrow_terminal_shows_all_figures():
         assert part in text
 
 
+def test_a_bar_shows_the_first_figures_and_a_line_all():
+    event = step(3, figures=dict.fromkeys(("loss", "samples_per_s", "share_of_peak", "memory_gb", "grad_norm"), 1.0))
+    assert "memory_gb 1" in shown(event, is_terminal=True)
+    assert "grad_norm" not in shown(event, is_terminal=True)
+    assert "memory_gb 1, grad_norm 1" in shown(event)
+
+
 def log(name: str, level: int, text: str) -> str:
     file = io.StringIO()
     terminal = Terminal(Console(file=file, width=200))

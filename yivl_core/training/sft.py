@@ -197,7 +197,8 @@ class _Trainer:
         with self.stopwatch.step(rows):
             figures = self._learn(step, rows, is_logged=is_logged)
         if is_logged:
-            self._log(step + 1, figures | self.stopwatch.figures())
+            loss = {"loss": figures.pop("loss")}  # a terminal shows the first few
+            self._log(step + 1, loss | self.stopwatch.figures() | figures)
 
     def _learn(self, step: int, rows: list[PackedBatch], *, is_logged: bool) -> dict[str, float]:
         """Make a step; its figures, if they are logged, which waits for the GPU."""

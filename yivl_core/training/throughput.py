@@ -118,11 +118,11 @@ class Stopwatch:
         """Of the steps since the last call; the last of them has to be over on the device too."""
         figures = {
             "samples_per_s": self._samples / self._seconds,
+            "share_of_peak": self._done / self._seconds / self._peak,
+            "memory_gb": peak_memory(self._device) / 1e9,
             "tokens_per_s": self._tokens / self._seconds,
             "tflops": self._done / self._seconds / 1e12,
-            "share_of_peak": self._done / self._seconds / self._peak,
             "data_wait_s": self._waited,
-            "memory_gb": peak_memory(self._device) / 1e9,
         }
         self._reset()
         return figures
