@@ -126,7 +126,7 @@ def trained(tiny_checkpoint: Path, dataset: Path, tmp_path_factory: pytest.TempP
     torch.set_num_threads(1)
     config = TrainingConfig(
         model=str(tiny_checkpoint), dataset=str(dataset), output=str(tmp_path_factory.mktemp("trained") / "run"), batch_size=4,
-        num_epochs=3, learning_rate=0.01, val_fraction=0.4, target_modules="all",
+        num_epochs=3, learning_rate=0.01, val_fraction=0.4, target_modules="all", lora_dropout=0,
     )  # fmt: skip
     return train_adapter(config)
 
