@@ -31,6 +31,7 @@ from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.data.records import Record
 from yivl_core.data.validation import validate_dataset
 from yivl_core.doors import DOORS
+from yivl_core.model.adapters import find_targets
 from yivl_core.model.files import open_checkpoint
 from yivl_core.model.gpu_memory import CONTEXT_BYTES
 from yivl_core.model.modeling import YiVLForConditionalGeneration
@@ -44,8 +45,6 @@ from yivl_core.training.samples import SampleReader
 from yivl_core.training.sft import train_adapter
 
 SAMPLE_TOKENS, BATCH_SIZE, WARM_UP_STEPS = 1105, 16, 6
-_ALL_LINEAR = r"model\.(language_model|vision_tower\.encoder|mm_projector).*(_proj|fc1|fc2|\.\d)"
-_QKV = r"model\.language_model\.layers\.\d+\.self_attn\.[qkv]_proj"
 CASES: dict[str, dict[str, Any]] = {
     "free": {},
     "19GB": {"gpu_memory": 19, "max_length": 2048},
@@ -181,7 +180,7 @@ def _watched(plans: list[TrainingPlan]) -> Callable[..., TrainingPlan]:
 def _train_peer(folder: str, shape: str, num_steps: int, batch_size: int, is_checkpointed: bool, is_all: bool) -> None:
     """The model of record, PEFT's LoRA, and a plain loop; `batch_size` samples go through the model at a time."""
     model = random_model(shape, torch.bfloat16, "cuda").train()
-    targets = _ALL_LINEAR if is_all else _QKV
+    targets = find_targets(model, "all" if is_all else "default")
     adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules=targets))
     if is_checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})

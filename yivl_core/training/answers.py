@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 
 import torch
 
@@ -28,18 +27,28 @@ def score_answers(model: YiVLForConditionalGeneration, reader: SampleReader, ind
     Raises:
         ImageError: as `SampleReader.load`.
     """
-    total, numbers = Score(), iter(indices)
+    references = {index: _references(reader, index) for index in indices}
+    if not references:
+        return Score()
+    longest = max(len(reader.processor.tokenizer.encode(text)) for texts in references.values() for text in texts)
+    limit, size, total = _TIMES_AS_LONG * longest + _SPARE_TOKENS, RECORD_BATCH_SIZE, Score()
+    left = list(indices)
     with _plain_attention(model):
-        while batch := list(islice(numbers, RECORD_BATCH_SIZE)):
-            references = [_references(reader, index) for index in batch]
-            longest = max(len(reader.processor.tokenizer.encode(text)) for texts in references for text in texts)
-            limit = _TIMES_AS_LONG * longest + _SPARE_TOKENS
+        while left:
+            batch = left[:size]
             prompts = [reader.load(index, with_response=False) for index in batch]
             requests = [Request(sample_id="", inputs=prompt, max_new_tokens=limit) for prompt in prompts]
-            completions = generate(model, reader.processor, requests)
-            for completion, texts in zip(completions, references, strict=True):
+            try:
+                completions = generate(model, reader.processor, requests)
+            except torch.OutOfMemoryError:  # the plan of a training has no room for answers
+                if size == 1:
+                    raise
+                size //= 2
+                continue
+            for completion, index in zip(completions, batch, strict=True):
                 answer = None if completion is None else normalise(completion.text)
-                total += score_answer(answer, [normalise(text) for text in texts])
+                total += score_answer(answer, [normalise(text) for text in references[index]])
+            left = left[size:]
     return total
 
 

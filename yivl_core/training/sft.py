@@ -285,7 +285,8 @@ class _Trainer:
             with self._arithmetic():
                 cer = score_answers(self.model, self.data.val.reader, answered).cer
             figures |= {} if cer is None else {"val_cer": cer}
-        self.state = self.state.evaluated(figures[self.config.best_metric])
+        # Where right answers have no characters there is no rate: no step is better than the first.
+        self.state = self.state.evaluated(figures.get(self.config.best_metric, 0.0))
         self.metrics.log(self.state.step, figures)
         self._report(self.state.step, figures)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import jiwer
 import pytest
+import torch
 
 from yivl_core.data.dataset import read_records
 from yivl_core.evaluation.metrics import Score, normalise
 from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import InferenceConfig
+from yivl_core.inference.generation import generate
 from yivl_core.outputs.predictions import read_predictions
 from yivl_core.processing.processor import Processor
 from yivl_core.training.configuration import TrainingSettings, TrainingSummary
@@ -62,10 +64,25 @@ def test_the_answered_records_are_spread_over_those_held_out(train: Train, monke
         return Score()
 
     monkeypatch.setattr("yivl_core.training.sft.score_answers", watch)
-    summary = train(eval_answers=2, val_fraction=0.4, eval_steps=100)
+    summary = train(eval_answers=2, val_fraction=0.4, eval_steps=100, best_metric="val_cer")
     held_out = [json.loads(line)["validated"]["line"] for line in Path(summary.val_dataset).read_text().splitlines()]
     assert [[index + 1 for index in indices] for indices in answered] == [[held_out[0], held_out[2]]]
     assert summary.val_cer is None, "without a character there is no rate"
+
+
+def test_where_memory_is_short_fewer_are_answered_together(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train(output="expected", eval_answers=5, val_fraction=0.4, eval_steps=100)
+    sizes: list[int] = []
+
+    def run_out(model: Any, processor: Any, requests: list[Any]) -> Any:
+        sizes.append(len(requests))
+        if len(requests) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return generate(model, processor, requests)
+
+    monkeypatch.setattr("yivl_core.training.answers.generate", run_out)
+    assert train(eval_answers=5, val_fraction=0.4, eval_steps=100).val_cer == expected.val_cer
+    assert sizes == [5, 4, 2, 2, 1]
 
 
 @pytest.mark.parametrize(
