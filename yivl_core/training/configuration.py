@@ -184,6 +184,13 @@ class TrainingConfig(TrainingSettings):
         default=False, description="go on from the newest complete checkpoint in the output folder, if there is one"
     )
 
+    @model_validator(mode="after")
+    def _has_what_evaluations_need(self) -> "TrainingConfig":
+        for name in ("early_stopping_patience", "eval_answers"):
+            if getattr(self, name) and self.val_dataset is None and not self.val_fraction:
+                raise ValueError(f"`{name}` needs records that are held out; give a `val_dataset`, or a `val_fraction` above 0")
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSummary:

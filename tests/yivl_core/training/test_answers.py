@@ -16,7 +16,7 @@ from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.inference.generation import generate
 from yivl_core.outputs.predictions import read_predictions
 from yivl_core.processing.processor import Processor
-from yivl_core.training.configuration import TrainingSettings, TrainingSummary
+from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 
 pytestmark = pytest.mark.slow
 Train = Callable[..., TrainingSummary]
@@ -95,3 +95,11 @@ def test_where_memory_is_short_fewer_are_answered_together(train: Train, monkeyp
 def test_what_cannot_be_answered_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"eval_answers": 1}, {"early_stopping_patience": 1}])
+def test_evaluations_need_records_that_are_held_out(settings: dict[str, Any]) -> None:
+    places = {"model": "m", "dataset": "d", "output": "o"}
+    with pytest.raises(ValueError, match=rf"`{next(iter(settings))}` needs records that are held out; give a `val_dataset`, or"):
+        TrainingConfig(**places, **settings, val_fraction=0)
+    assert TrainingConfig(**places, **settings, val_fraction=0, val_dataset="v")
