@@ -195,7 +195,13 @@ def _compare_weights(adapter: Path, adapted: PeftModel, base: Mapping[str, LazyT
         if not isinstance(layer, LoraLinear):
             continue
         change = layer.get_delta_weight("default").float()
-        expected = base[f"{name}.weight"].load().to(change.device).float() + change
+        expected = base[f"{name}.weight"].load().to(change.device).float()
+        if "default" in layer.lora_magnitude_vector:  # DoRA
+            magnitude: Any = layer.lora_magnitude_vector["default"]
+            norm = magnitude.get_weight_norm(expected, change, scaling=1)
+            expected = (magnitude.weight / norm).unsqueeze(1).float() * (expected + change)
+        else:
+            expected += change
         stored = merged[f"{name}.weight"].load()
         noise = _SUM_NOISE * (expected.abs().max() + change.abs().max())
         limits = torch.finfo(stored.dtype)

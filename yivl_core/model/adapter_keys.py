@@ -40,6 +40,7 @@ class LoraKeys(AdapterKeys):
     lora_alpha: _Alpha
     lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     use_rslora: bool = False
+    use_dora: bool = False
     target_modules: _Pattern | list[str] | None = None
     exclude_modules: _Pattern | list[str] | None = None
     modules_to_save: list[str] | None = None

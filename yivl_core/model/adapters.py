@@ -1,6 +1,7 @@
 """LoRA through PEFT: which modules it reaches, how an adapter is saved, read and merged.
 
-Hu et al., LoRA (arXiv 2106.09685), section 4.1: a frozen matrix W becomes W + (alpha / rank) B A.
+Hu et al., LoRA (arXiv 2106.09685), section 4.1: a frozen matrix W becomes V = W + (alpha / rank) B A. Liu et al., DoRA (arXiv
+2402.09353), equation 5: it becomes m V / |V|, where m and the norm belong to each output.
 """
 
 import math
@@ -25,8 +26,8 @@ from yivl_core.model.tensors import LazyTensor, open_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_NAME = "default"  # that PEFT gives to the only one
-_PEFT_PREFIX = "base_model.model."
 _HALF_NAME = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")
+_PART_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<kind>[AB]\.weight|magnitude_vector)")
 TARGET_NAMES = ("default", "all")
 _ATTENTION_OF_DECODER = r"model\.language_model\.layers\.\d+\.self_attn"
 # Settings of PEFT by which an adapter is more, or something else, than products scale B A beside layers.
@@ -35,9 +36,10 @@ _MORE_THAN_PRODUCTS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
 _STARTS_OF_VARIANTS = ("mica",)  # of init_lora_weights, the only ones that are more than a start
-# And those by which it is not W + scale B A with one scale and rank.
+# And those by which it is neither a LoRA nor a DoRA with one scale and rank.
 _UNMERGEABLE = (
-    *_MORE_THAN_PRODUCTS, "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication",
+    *(key for key in _MORE_THAN_PRODUCTS if key != "use_dora"),
+    "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layer_replication",
 )  # fmt: skip
 _PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal")  # the other ways to start a LoRA change the base too
 
@@ -70,7 +72,16 @@ def find_targets(model: YiVLForConditionalGeneration, target_modules: str) -> st
     return pattern.pattern if matched == set(targets) else "|".join(re.escape(name) for name in targets)
 
 
-def add_adapter(model: YiVLForConditionalGeneration, *, targets: str, rank: int, alpha: int, dropout: float) -> PeftModel:
+def add_adapter(
+    model: YiVLForConditionalGeneration,
+    *,
+    targets: str,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> PeftModel:
     """The model with a new LoRA adapter in float32; only the adapter can be trained. B starts at zero, so nothing changes yet.
 
     Args:
@@ -79,8 +90,12 @@ def add_adapter(model: YiVLForConditionalGeneration, *, targets: str, rank: int,
         rank: of A and B.
         alpha: scale of the product, divided by the rank.
         dropout: share of the adapter's inputs that is dropped in training.
+        use_rslora: alpha is divided by the root of the rank in its place (Kalajdzievski, arXiv 2312.03732).
+        use_dora: the norm of each output's weights is trained too, apart from their direction (Liu et al., arXiv 2402.09353).
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, use_rslora=use_rslora, use_dora=use_dora
+    )
     with _without_deprecations():
         return get_peft_model(model, config)
 
@@ -180,7 +195,7 @@ def load_adapter(model: YiVLForConditionalGeneration, folder: Path) -> PeftModel
 
 
 def merge_tensors(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[str, LazyTensor], int]:
-    """The base's tensors with the adapter added in float32 and rounded once, to each tensor's own dtype.
+    """The base's tensors with a LoRA or DoRA merged in float32 and rounded once, to each tensor's own dtype.
 
     Args:
         base: all parameters under our names.
@@ -195,15 +210,22 @@ def merge_tensors(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[st
     config = read_adapter_config(folder)
     _check_mergeable(folder, config)
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+    kinds = {"A.weight", "B.weight"} | ({"magnitude_vector"} if config.get("use_dora") else set())
     merged = dict(base)
-    halves = _read_adapter_tensors(folder)
-    if others := [name for name in halves if not _HALF_NAME.fullmatch(name)]:
-        raise CheckpointError(f"{folder}: {others[0]} is no part of a plain LoRA and cannot be merged; train with plain LoRA")
-    names = sorted({name.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for name in halves})
-    for name in names:
-        a, b = (halves.get(f"{_PEFT_PREFIX}{name}.lora_{half}.weight") for half in "AB")
-        merged[f"{name}.weight"] = _merged_weight(folder, name, base.get(f"{name}.weight"), a, b, scale)
-    return merged, len(names)
+    layers: dict[str, dict[str, LazyTensor]] = {}
+    for name, tensor in _read_adapter_tensors(folder).items():
+        part = _PART_NAME.fullmatch(name)
+        if part is None or part["kind"] not in kinds:
+            raise CheckpointError(f"{folder}: {name} is no part of a plain LoRA and cannot be merged; train with plain LoRA")
+        layers.setdefault(part["layer"], {})[part["kind"]] = tensor
+    for layer, parts in sorted(layers.items()):
+        weight = base.get(f"{layer}.weight")
+        if weight is None or parts.keys() != kinds or not _fits(weight, parts):
+            raise CheckpointError(
+                f"{folder}: the adapter's tensors for {layer} do not fit the base; is it the adapter's own base?"
+            )
+        merged[f"{layer}.weight"] = _merged_weight(weight, parts, scale)
+    return merged, len(layers)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -223,14 +245,19 @@ def _check_mergeable(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _merged_weight(
-    folder: Path, name: str, weight: LazyTensor | None, a: LazyTensor | None, b: LazyTensor | None, scale: float
-) -> LazyTensor:
-    if weight is None or a is None or b is None or (b.shape[0], a.shape[1]) != weight.shape or a.shape[0] != b.shape[1]:
-        raise CheckpointError(f"{folder}: the adapter's tensors for {name} do not fit the base; is it the adapter's own base?")
+def _fits(weight: LazyTensor, parts: Mapping[str, LazyTensor]) -> bool:
+    a, b, magnitude = parts["A.weight"], parts["B.weight"], parts.get("magnitude_vector")
+    is_pair = a.shape[1:] == weight.shape[1:] and b.shape == (weight.shape[0], a.shape[0])
+    return is_pair and (magnitude is None or magnitude.shape == weight.shape[:1])
 
+
+def _merged_weight(weight: LazyTensor, parts: Mapping[str, LazyTensor], scale: float) -> LazyTensor:
     def load() -> torch.Tensor:
-        return (weight.load().float() + scale * (b.load().float() @ a.load().float())).to(weight.dtype)
+        loaded = {kind: part.load().float() for kind, part in parts.items()}
+        merged = weight.load().float() + scale * (loaded["B.weight"] @ loaded["A.weight"])
+        if (magnitude := loaded.get("magnitude_vector")) is not None:
+            merged *= (magnitude / merged.norm(dim=1)).unsqueeze(1)
+        return merged.to(weight.dtype)
 
     return LazyTensor(weight.shape, weight.dtype, load)
 

@@ -40,13 +40,15 @@ def merged(trained: TrainingSummary, tmp_path_factory: pytest.TempPathFactory) -
     return merge_adapter(MergeConfig(adapter=trained.adapter, output=str(tmp_path_factory.mktemp("merged") / "model")))
 
 
-def make_adapter(checkpoint: Path, folder: Path, target_modules: str = "all", std: float = 0.05) -> Path:
+def make_adapter(checkpoint: Path, folder: Path, target_modules: str = "all", std: float = 0.05, **kind: bool) -> Path:
     model = load_model(checkpoint)
     torch.manual_seed(0)
-    adapted = add_adapter(model, targets=find_targets(model, target_modules), rank=4, alpha=8, dropout=0.1)
+    adapted = add_adapter(model, targets=find_targets(model, target_modules), rank=4, alpha=8, dropout=0.1, **kind)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=std)
+        elif "lora_magnitude" in name:
+            parameter.data *= torch.linspace(0.7, 1.2, len(parameter))
     folder.mkdir()
     save_adapter(adapted, folder)
     return folder
@@ -153,6 +155,24 @@ def test_a_float32_checkpoint_merges_without_any_rounding_to_speak_of(tmp_path: 
     peft = PeftModel.from_pretrained(load_model(tmp_path / "base"), str(adapter)).merge_and_unload().state_dict()
     for name, value in load_model(summary.output).state_dict().items():
         torch.testing.assert_close(value, peft[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_dora_merges_to_what_it_computes_beside_the_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", use_dora=True, use_rslora=True)
+    summary = merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
+    expected = logits(PeftModel.from_pretrained(load_model(tiny_checkpoint), str(adapter)).eval())
+    assert (logits(load_model(tiny_checkpoint)) - expected).abs().max() > 0.3 * expected.abs().max(), "the adapter does something"
+    assert (logits(load_model(summary.output)) - expected).abs().max() < 0.005 * expected.abs().max()
+
+
+def test_a_dora_that_was_merged_as_a_plain_lora_is_noticed(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter(tiny_checkpoint, tmp_path / "adapter", use_dora=True)
+    monkeypatch.setattr(torch.Tensor, "__imul__", lambda self, _: self)
+    with pytest.raises(CheckpointError, match=r"the merged weight differs from that of base \+ "):
+        merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
+    assert names(tmp_path) == ["adapter"]
 
 
 def test_a_base_in_bin_files_merges_to_the_same_weights(reference: Path, tmp_path: Path) -> None:
@@ -341,8 +361,8 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_anything_is_written(
     adapter = tmp_path / "adapter"
     shutil.copytree(trained.adapter, adapter)
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
-    with pytest.raises(CheckpointError, match=r"adapter_config.json: use_dora True cannot be merged; train with plain LoRA"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_bias": True}))
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: lora_bias True cannot be merged; train with plain LoRA"):
         merge_adapter(MergeConfig(adapter=str(adapter), output=str(tmp_path / "merged")))
     assert names(tmp_path) == ["adapter"]
 

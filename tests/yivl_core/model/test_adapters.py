@@ -14,7 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from yivl_core.errors import CheckpointError, ConfigurationError
-from yivl_core.model.adapters import add_adapter, check_base, find_targets, load_adapter, merge_tensors, save_adapter
+from yivl_core.model.adapters import (
+    add_adapter,
+    check_base,
+    find_targets,
+    is_plain_adapter,
+    load_adapter,
+    merge_tensors,
+    save_adapter,
+)
 from yivl_core.model.files import open_checkpoint, read_adapter_config
 from yivl_core.model.modeling import YiVLForConditionalGeneration
 from yivl_core.model.random_checkpoint import RandomShape, write_random_checkpoint
@@ -56,6 +64,8 @@ def make_adapter(checkpoint: Path, folder: Path, target_modules: str = "all", **
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
+        elif "lora_magnitude" in name:
+            parameter.data *= torch.linspace(0.7, 1.2, len(parameter))
     folder.mkdir(parents=True)
     if settings:
         adapted.save_pretrained(str(folder))
@@ -298,7 +308,10 @@ def test_each_weight_is_the_float32_sum_rounded_once(adapter: Path, tiny_checkpo
     assert merge_tensors(read_tensors(open_checkpoint(tiny_checkpoint)), adapter)[1] == len(touched) == len(halves) / 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"use_dora": True}, {"use_dora": True, "use_rslora": True}],
+)
 def test_in_float32_peft_merges_to_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = tmp_path / "float32"
     write_random_checkpoint(checkpoint, dtype=torch.float32)
@@ -324,7 +337,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("use_dora", True), ("modules_to_save", ["lm_head"]), ("rank_pattern", {"q_proj": 4}), ("alpha_pattern", {"q_proj": 4}),
+        ("use_bdlora", True), ("modules_to_save", ["lm_head"]), ("rank_pattern", {"q_proj": 4}), ("alpha_pattern", {"q_proj": 4}),
         ("fan_in_fan_out", True), ("layer_replication", [[0, 2]]), ("target_parameters", ["x"]), ("lora_bias", True),
         ("bias", "all"), ("peft_type", "IA3"), ("init_lora_weights", "pissa"), ("init_lora_weights", "olora"),
         ("trainable_token_indices", [1, 2]), ("alora_invocation_tokens", [1]), ("use_qalora", True),
@@ -342,7 +355,7 @@ def test_what_is_no_plain_lora_is_refused_by_name(
 
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
 def test_such_adapters_of_peft_are_refused(settings: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = make_adapter(tiny_checkpoint, tmp_path / "adapter", r"model\.mm_projector\.[03]", **settings)
     with pytest.raises(CheckpointError, match=rf"{next(iter(settings))} .* cannot be merged"):
@@ -360,3 +373,32 @@ def test_a_tensor_that_belongs_to_no_pair_is_never_left_out_silently(
     more = edited(adapter, tmp_path / "more", lambda tensors: tensors.update({bias: torch.ones(64)}))
     with pytest.raises(CheckpointError, match=rf"{bias} is no part of a plain LoRA and cannot be merged"):
         merge_tensors(base, more)
+
+
+def test_a_dora_without_the_lengths_of_a_layer_is_refused_and_lengths_without_dora(
+    adapter: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = read_tensors(open_checkpoint(tiny_checkpoint))
+    dora = make_adapter(tiny_checkpoint, tmp_path / "dora", use_dora=True)
+    length = NAME.replace("lora_A.weight", "lora_magnitude_vector")
+    changes: list[Callable[[dict[str, torch.Tensor]], object]] = [
+        lambda tensors: tensors.pop(length),
+        lambda tensors: tensors.update({length: torch.ones(63)}),
+        lambda tensors: [tensors.pop(NAME), tensors.pop(NAME.replace("lora_A", "lora_B"))],
+    ]
+    for number, change in enumerate(changes):
+        with pytest.raises(CheckpointError, match=r"the adapter's tensors for model.mm_projector.0 do not fit the base"):
+            merge_tensors(base, edited(dora, tmp_path / str(number), change))
+    more = edited(adapter, tmp_path / "more", lambda tensors: tensors.update({length: torch.ones(64)}))
+    with pytest.raises(CheckpointError, match=rf"{length} is no part of a plain LoRA and cannot be merged"):
+        merge_tensors(base, more)
+
+
+@pytest.mark.parametrize("kind", ["use_rslora", "use_dora"])
+def test_the_kind_of_an_adapter_is_in_its_folder(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = load_model(tiny_checkpoint)
+    save_adapter(add_adapter(base, targets=find_targets(base, "default"), rank=2, alpha=4, dropout=0.0, **{kind: True}), tmp_path)
+    config = read_adapter_config(tmp_path)
+    assert [config[name] for name in ("use_rslora", "use_dora")] == [kind == "use_rslora", kind == "use_dora"]
+    assert is_plain_adapter(tmp_path) == (kind == "use_rslora")
+    assert torch.equal(logits(load_adapter(load_model(tiny_checkpoint), tmp_path)), logits(base))
