@@ -85,11 +85,18 @@ def expected_shapes(config: YiVLConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
+def set_parameter(model: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Puts a frozen parameter in the place of the one of this name."""
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=False))
+
+
 def load_model(
     checkpoint: CheckpointFiles | str | Path,
     *,
     dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
     device: torch.device | str | Callable[[str], torch.device] = "cpu",
+    put: Callable[[YiVLForConditionalGeneration, str, torch.Tensor], None] = set_parameter,
 ) -> YiVLForConditionalGeneration:
     """The model of a checkpoint folder, in evaluation mode.
 
@@ -99,6 +106,7 @@ def load_model(
         checkpoint: a folder in either layout, or a hub cache folder.
         dtype: of all parameters, or a function that gives it by their names.
         device: where they go, or a function that gives it by their names and those of buffers.
+        put: gives a parameter, read and moved, its place in the model.
 
     Raises:
         CheckpointError: the folder is no Yi-VL checkpoint, or its tensors do not fit its configuration.
@@ -114,7 +122,7 @@ def load_model(
             device=device(name) if callable(device) else device,
         )
         value.copy_(tensors.pop(name).load())
-        set_parameter(model, name, value)
+        put(model, name, value)
     restore_buffers(model, device if callable(device) else torch.device(device))
     model.name_or_path = str(files.folder.resolve())  # PEFT writes it into the adapter's configuration
     return model.eval()
@@ -182,12 +190,6 @@ def _compare(
         raise CheckpointError(
             f"{folder}: {len(lines)} tensor(s) do not fit its config.json; fetch the folder again\n  " + "\n  ".join(lines)
         )
-
-
-def set_parameter(model: torch.nn.Module, name: str, value: torch.Tensor) -> None:
-    """Puts a frozen parameter in the place of the one of this name."""
-    path, _, last = name.rpartition(".")
-    setattr(model.get_submodule(path), last, torch.nn.Parameter(value, requires_grad=False))
 
 
 def restore_buffers(model: YiVLForConditionalGeneration, device: torch.device | Callable[[str], torch.device]) -> None:

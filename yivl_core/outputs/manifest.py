@@ -39,6 +39,7 @@ from yivl_core.storage import exists, publish_bytes, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 RESULT_PACKAGES = (
+    "bitsandbytes",
     "numpy",
     "peft",
     "pillow",
