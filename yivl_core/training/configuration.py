@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from yivl_core.settings import Gigabytes
 
 _LORA_RATE, _FULL_RATE = 1e-4, 1e-5
-_OF_LORA = ("target_modules", "lora_rank", "lora_alpha", "lora_dropout", "quantization")
+_OF_LORA = (
+    "target_modules", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "loraplus_lr_ratio", "quantization",
+)  # fmt: skip
 _RATES_AND_SWITCHES = {"projector_learning_rate": "freeze_projector", "vision_learning_rate": "freeze_vision_tower"}
 _OF_FULL = ("freeze_llm", "freeze_projector", "freeze_vision_tower", "optimizer", "max_shard_bytes")
 
@@ -34,6 +36,13 @@ class TrainingSettings(BaseModel):
     lora_rank: int = Field(default=8, ge=1, description="rank of the LoRA matrices")
     lora_alpha: int = Field(default=32, ge=1, description="scale of the LoRA product, divided by the rank")
     lora_dropout: float = Field(default=0.05, ge=0, lt=1, description="share of LoRA inputs dropped in training")
+    use_rslora: bool = Field(default=False, description="rsLoRA: lora_alpha is divided by the root of the rank in place of it")
+    use_dora: bool = Field(
+        default=False, description="DoRA: the length of each output's weights is learned beside their direction; slower"
+    )
+    loraplus_lr_ratio: float = Field(
+        default=1.0, ge=1, le=1000, description="LoRA+: B's learning rate (of DoRA the lengths' too) is so many times that of A"
+    )
     freeze_llm: bool = Field(default=False, description="full tuning leaves the language model as it is")
     freeze_projector: bool = Field(default=False, description="full tuning leaves the projector as it is")
     freeze_vision_tower: bool = Field(default=False, description="full tuning leaves the vision tower as it is")
@@ -88,10 +97,10 @@ class TrainingSettings(BaseModel):
         description="most memory to use of a GPU, in GB of 10^9 bytes, as 19GB, by which row_tokens and recompute are chosen; "
         "default: what is free",
     )
-    quantization: Literal["none", "fp8"] = Field(
+    quantization: Literal["none", "fp8", "nf4"] = Field(
         default="none",
         description="fp8: products with the language model's frozen weights in 8 bits, on a GPU that has them; faster, less "
-        "exact",
+        "exact. nf4: these weights held in 4 bits (QLoRA), which needs the extra `quant`; less memory, less exact, slower",
     )
     compile: bool = Field(
         default=False,
@@ -165,6 +174,8 @@ class TrainingSettings(BaseModel):
             raise ValueError("`best_metric` val_cer needs answers; give `eval_answers`, the number of held-out records to answer")
         if self.eval_answers and self.quantization == "fp8":
             raise ValueError("`eval_answers` cannot be had with `quantization` fp8, which only trains; leave one of them out")
+        if self.quantization == "fp8" and self.use_dora:
+            raise ValueError("`quantization` fp8 is for plain LoRA, and `use_dora` is given; leave one of them out, or give nf4")
         for rate, freeze in _RATES_AND_SWITCHES.items():
             if getattr(self, freeze) and getattr(self, rate) is not None:
                 raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")

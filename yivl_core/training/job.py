@@ -9,6 +9,7 @@ from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.model.devices import resolve_device, resolve_dtype
 from yivl_core.model.files import open_checkpoint
 from yivl_core.model.gpu_memory import can_multiply_in_float8, memory_budget, require_gpu
+from yivl_core.model.nf4 import require_nf4
 from yivl_core.progress import OnProgress
 from yivl_core.training.configuration import TrainingConfig
 from yivl_core.training.fused import FusedModel
@@ -48,7 +49,7 @@ class Job:
         self.dtype = resolve_dtype(config.dtype, self.device)
         self.base = open_checkpoint(config.model)
         self.outline = outline_tuning(self.base, config)
-        self.is_fused = FusedModel.fits(self.outline.model)
+        self.is_fused = config.quantization != "nf4" and FusedModel.fits(self.outline.model)
         self._require_possible()
         self.data = TrainingData(config, self.base, self.device, on_progress)
         self._require_images()
@@ -104,11 +105,18 @@ class Job:
         require_gpu(self.device, config.gpu_memory)
         if dtype == torch.float16 and config.optimizer == "muon":
             raise ConfigurationError("optimizer muon does not work in float16, whose steps may overflow; use bfloat16 or float32")
-        if config.quantization == "fp8" and not (self.is_fused and can_multiply_in_float8(self.device, dtype)):
+        if config.quantization == "fp8" and not self.is_fused:
+            raise ConfigurationError(
+                "quantization 'fp8' is for plain LoRA of models like the published ones, and not for their head (given: "
+                f"target_modules {config.target_modules!r}); leave it out, or give other targets"
+            )
+        if config.quantization == "fp8" and not can_multiply_in_float8(self.device, dtype):
             raise ConfigurationError(
                 f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {self.device}, "
                 f"{str(dtype).removeprefix('torch.')}); leave it out"
             )
+        if config.quantization == "nf4":
+            require_nf4(self.device, dtype)
 
     def _require_images(self) -> None:
         if not self.data.trains_images and not any(part_of(name) == "llm" for name in self.outline.shapes):

@@ -30,6 +30,9 @@ class LayerShape:
         num_adapters: of a layer.
         adapted: how many values the adapters' first halves give for a token.
         is_all_adapted: whether the inputs of all products are wanted in the backward pass.
+        scaled: outputs of a layer that DoRA scales.
+        decomposed: weights of a layer that DoRA decomposes.
+        decomposing: values that it makes of the largest of them meanwhile.
     """
 
     width: int
@@ -42,6 +45,9 @@ class LayerShape:
     num_adapters: int
     adapted: int
     is_all_adapted: bool
+    scaled: int
+    decomposed: int
+    decomposing: int
 
     def kept_bytes(self, kept: Kept, itemsize: int) -> int:
         """Bytes that a layer keeps for a token."""
@@ -94,12 +100,19 @@ class LayerShape:
         products = (heads + 2 * kv_heads + 2 * self.width + self.inner) * itemsize
         norms = 2 * self.width * (4 + 2 * itemsize)
         all_bytes = norms + products + (heads + self.width + 2 * self.active) * itemsize + 4 * self.num_heads
-        all_bytes += 9 * self.width * self.num_adapters
+        all_bytes += 9 * self.width * self.num_adapters + 8 * self.scaled
         working = 2 * self.inner * itemsize + 4 * self.width * itemsize
         if recompute == "none":
             return all_bytes, working
         kept = self.width * itemsize + (products if recompute == "selective" else 0)
         return kept, working + all_bytes
+
+    def plain_weight_bytes(self, recompute: Recompute, itemsize: int) -> tuple[int, int]:
+        """The same whatever the tokens: DoRA multiplies with a copy of its weight in float32, and measures the sum with B A."""
+        is_copied = itemsize < 4
+        kept = self.decomposed * {"none": 4 * is_copied, "selective": 4, "full": 0}[recompute]
+        recomputed = 0 if recompute == "none" else 4 * is_copied * self.decomposed
+        return kept, recomputed + 4 * self.decomposing
 
 
 def decoder_shape(config: YiVLConfig, trained: Mapping[str, tuple[int, ...]]) -> LayerShape:
@@ -132,8 +145,17 @@ def _adapters(trained: Mapping[str, tuple[int, ...]], part: str) -> dict[str, An
         if layer and ".lora_A." in name and part_of(name) == part:
             names.setdefault(layer[1], []).append(name)
     most = max(names.values(), key=len, default=[])
+    sides = [(trained[name.replace(".lora_A.", ".lora_B.")][0], trained[name][1]) for name in most if _has_dora(name, trained)]
     return {
         "num_adapters": len(most),
         "adapted": sum(trained[name][0] for name in most),
         "is_all_adapted": any(".mlp." in name for name in most),
+        "scaled": sum(outputs for outputs, _ in sides),
+        "decomposed": sum(outputs * inputs for outputs, inputs in sides),
+        # The unit matrix that PEFT gets B A by, that itself, the weight, and their sum.
+        "decomposing": max((inputs * (inputs + 3 * outputs) for outputs, inputs in sides), default=0),
     }
+
+
+def _has_dora(name: str, trained: Mapping[str, tuple[int, ...]]) -> bool:
+    return name.replace(".lora_A.", ".lora_magnitude_vector.") in trained

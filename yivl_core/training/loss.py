@@ -61,12 +61,18 @@ def recompute_layers(model: YiVLForConditionalGeneration, recompute: Recompute) 
     """
     how: dict[Recompute, dict[str, Any]] = {
         "full": {},
-        "selective": {"context_fn": partial(create_selective_checkpoint_contexts, _PRODUCTS)},
+        "selective": {"context_fn": partial(create_selective_checkpoint_contexts, _products())},
     }
     for layer in _layers(model):
         layer.__dict__.pop("forward", None)
         if recompute in how:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, **how[recompute])
+
+
+def _products() -> list[Any]:
+    """Operators of matrix products; bitsandbytes, where it is loaded, has one of its own for weights in 4 bits."""
+    in_4_bits = getattr(torch.ops.bitsandbytes, "gemm_4bit", None)
+    return _PRODUCTS if in_4_bits is None else [*_PRODUCTS, in_4_bits.default]
 
 
 def _layers(model: YiVLForConditionalGeneration) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.model.configuration import read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.gpu_memory import gigabytes
+from yivl_core.model.nf4 import NF4_BYTES, is_held_in_nf4
 from yivl_core.model.weights import expected_shapes
 from yivl_core.training.configuration import TrainingConfig
 from yivl_core.training.optimization import num_remembered
@@ -73,10 +74,13 @@ def fixed_needs(
 ) -> dict[str, int]:
     """What a training takes whatever its rows, in bytes; the arguments are those of `require_memory`."""
     frozen = {name: shape for name, shape in expected_shapes(read_config(base)).items() if name not in trained}
+    packed = {name: shape for name, shape in frozen.items() if config.quantization == "nf4" and is_held_in_nf4(name)}
+    unpacked = max(map(math.prod, packed.values()), default=0)  # in a product, one at a time
+    num_whole = _count(frozen) - _count(packed) + unpacked
     # In 8 bits a layer's weights are held twice, by their outputs and by their inputs, which is as much as once in 16 bits.
     left_behind = _ROUNDING_SHARE if config.quantization == "fp8" else 0.0
     return {
-        "frozen weights": int(_count(frozen) * dtype.itemsize * (1 + left_behind)),
+        "frozen weights": int(num_whole * dtype.itemsize * (1 + left_behind)) + math.ceil(_count(packed) * NF4_BYTES),
         "trained weights": _count(trained) * _FLOAT32_BYTES,
         "their gradients": _count(trained) * _FLOAT32_BYTES,
         f"what {config.optimizer} remembers": _num_memories(trained, config) * _FLOAT32_BYTES,

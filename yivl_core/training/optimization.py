@@ -2,6 +2,7 @@
 
 AdamW: Loshchilov and Hutter, arXiv 1711.05101. Muon: Jordan et al., https://kellerjordan.github.io/posts/muon, for the matrices
 of layers alone; its step is scaled to the size of AdamW's (Liu et al., arXiv 2502.16982, section 2.2), so that rates compare.
+LoRA+: Hayou et al., arXiv 2402.12354.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ class Optimizers:
         settings: rates, decay, and which optimizer.
 
     Attributes:
-        highest_rate: the highest learning rate of what has none of its own; of the others, where all have one.
+        highest_rate: the highest learning rate of what has none of its own; of the others, where all have one. For LoRA+, A's.
     """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: TrainingSettings) -> None:
@@ -39,7 +40,7 @@ class Optimizers:
             self._all.append(torch.optim.AdamW(_groups(adamw, settings), lr=0.0, betas=betas, fused=is_fused))
         if muon:
             self._all.append(BatchedMuon(_groups(muon, settings), lr=0.0))
-        rates = {_highest_rate(name, settings) for name in parameters}
+        rates = {_rate_of_part(name, settings) for name in parameters}
         self.highest_rate = settings.highest_learning_rate if settings.highest_learning_rate in rates else max(rates)
 
     def set_rate(self, share: float) -> None:
@@ -107,10 +108,16 @@ def _groups(parameters: Mapping[str, torch.nn.Parameter], settings: TrainingSett
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((_highest_rate(name, settings), decay), []).append(parameter)
+        rate = _rate_of_part(name, settings) * (settings.loraplus_lr_ratio if _is_faster(name, parameter) else 1.0)
+        groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": group, "highest_rate": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
 
 
-def _highest_rate(name: str, settings: TrainingSettings) -> float:
+def _is_faster(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Whether LoRA+ learns a parameter at the higher rate: B, and as PEFT has it vectors, which of a LoRA are DoRA's norms."""
+    return ".lora_B." in name or parameter.ndim == 1
+
+
+def _rate_of_part(name: str, settings: TrainingSettings) -> float:
     rates = {"vision": settings.vision_learning_rate, "projector": settings.projector_learning_rate, "llm": None}
     return rates[part_of(name)] or settings.highest_learning_rate

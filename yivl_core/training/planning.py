@@ -209,12 +209,14 @@ class Planner:
         kept_bytes, working, extra, operations = 0, 0, 0, 0
         for shape, layers, tokens in stacks:
             for kept, count in Counter(layers).items():
+                of_weights = (0, 0)
                 if self._is_fused:
                     own, beside = shape.kept_bytes(kept, self._itemsize), shape.working_bytes(kept, self._itemsize)
                 else:
                     own, beside = shape.plain_bytes(kinds.recompute, self._itemsize)
-                kept_bytes += own * tokens * count
-                working = max(working, beside * tokens)
+                    of_weights = shape.plain_weight_bytes(kinds.recompute, self._itemsize)
+                kept_bytes += (own * tokens + of_weights[0]) * count
+                working = max(working, beside * tokens + of_weights[1])
                 extra += shape.recomputed_operations(kept) * tokens * count
             operations += shape.operations * tokens * shape.num_layers
         working = max(working, self._head_bytes(num_tokens - num_images * self._config.num_image_tokens))

@@ -1,7 +1,7 @@
 """What a training run trains, how that is stored while it runs, and what comes out: an adapter, or a whole checkpoint.
 
 What is trained is kept in float32, since bfloat16 loses updates smaller than 1/256 of a weight; the arithmetic runs in the run's
-dtype. Frozen weights are held in that dtype alone.
+dtype. Frozen weights are held in that dtype alone, or in 4 bits.
 """
 
 import re
@@ -17,8 +17,9 @@ from yivl_core.model.adapters import ADAPTER_FILE, add_adapter, find_targets, sa
 from yivl_core.model.configuration import YiVLConfig, read_config
 from yivl_core.model.files import CheckpointFiles
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.nf4 import put_in_nf4
 from yivl_core.model.tensors import LazyTensor, load_tensors, open_tensors, save_tensors
-from yivl_core.model.weights import load_model, read_tensors, write_checkpoint
+from yivl_core.model.weights import load_model, read_tensors, set_parameter, write_checkpoint
 from yivl_core.training.configuration import TrainingConfig
 
 TUNED_FILE = "model.safetensors"
@@ -111,13 +112,14 @@ class LoraTuning:
     file_names = ("adapter_config.json", ADAPTER_FILE)
 
     def __init__(self, base: CheckpointFiles, config: TrainingConfig, dtype: torch.dtype, device: torch.device) -> None:
-        model = load_model(base, dtype=dtype, device=device)
+        put = put_in_nf4 if config.quantization == "nf4" else set_parameter
+        model = load_model(base, dtype=dtype, device=device, put=put)
         torch.manual_seed(config.seed)
         self._adapted = _add_adapter(model, config)
         self.model = cast(YiVLForConditionalGeneration, self._adapted.get_base_model())
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """A and B of each target."""
+        """A and B of each target, and what DoRA learns beside."""
         return {name: parameter for name, parameter in self._adapted.named_parameters() if parameter.requires_grad}
 
     def save(self, folder: Path) -> None:
@@ -179,7 +181,10 @@ def _rounded(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
 
 def _add_adapter(model: YiVLForConditionalGeneration, config: TrainingConfig) -> PeftModel:
     targets = find_targets(model, config.target_modules)
-    return add_adapter(model, targets=targets, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+    return add_adapter(
+        model, targets=targets, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout,
+        use_rslora=config.use_rslora, use_dora=config.use_dora,
+    )  # fmt: skip
 
 
 def _is_tuned(name: str, config: TrainingConfig, model_config: YiVLConfig) -> bool:

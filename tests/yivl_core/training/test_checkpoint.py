@@ -21,6 +21,7 @@ from yivl_core.training.tuning import Tuning, prepare_tuning
 Trained = tuple[Tuning, Optimizers]
 SETTINGS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 2, "lora_alpha": 4},
+    "dora": {"lora_rank": 2, "lora_alpha": 4, "use_dora": True, "loraplus_lr_ratio": 4},
     "full": {"tuner": "full", "freeze_llm": True, "optimizer": "muon"},
 }
 

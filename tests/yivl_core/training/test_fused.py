@@ -30,11 +30,13 @@ def targets(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def adapted_model(checkpoint: Path, targets: str, *, dropout: float = 0.0) -> tuple[YiVLForConditionalGeneration, PeftModel]:
+def adapted_model(
+    checkpoint: Path, targets: str, *, dropout: float = 0.0, **kind: bool
+) -> tuple[YiVLForConditionalGeneration, PeftModel]:
     """A model in float32 with an adapter whose B is no longer nought, so that A has gradients too."""
     model = load_model(checkpoint, dtype=torch.float32)
     torch.manual_seed(0)
-    adapted = add_adapter(model, targets=find_targets(model, targets), rank=4, alpha=8, dropout=dropout).train()
+    adapted = add_adapter(model, targets=find_targets(model, targets), rank=4, alpha=8, dropout=dropout, **kind).train()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.05)
@@ -144,6 +146,8 @@ def test_weights_are_held_once(tiny_checkpoint: Path) -> None:
 
 def test_what_is_not_a_plain_lora_does_not_fit(tiny_checkpoint: Path) -> None:
     assert FusedModel.fits(adapted_model(tiny_checkpoint, "all")[0])
+    assert FusedModel.fits(adapted_model(tiny_checkpoint, "all", use_rslora=True)[0])
+    assert not FusedModel.fits(adapted_model(tiny_checkpoint, "all", use_dora=True)[0])
     assert not FusedModel.fits(adapted_model(tiny_checkpoint, r"lm_head|model\.mm_projector\.0")[0])
     model, _ = adapted_model(tiny_checkpoint, "default")
     model.model.language_model.norm.weight.requires_grad_()

@@ -1,7 +1,7 @@
 """What is worked out before a training starts: rows and what layers keep, by the memory that may be used."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -30,10 +30,20 @@ def make_config(**text: int) -> YiVLConfig:
 
 
 def make_planner(
-    lengths: Sequence[Sequence[int]] = ((1105,) * 16,) * 3, *, has_tower: bool = False, is_fused: bool = True, **settings: Any
+    lengths: Sequence[Sequence[int]] = ((1105,) * 16,) * 3,
+    *,
+    has_tower: bool = False,
+    is_fused: bool = True,
+    has_dora: bool = False,
+    **settings: Any,
 ) -> Planner:
     name = "base_model.model.model.language_model.layers.{}.self_attn.{}.lora_A.default.weight"
     trained = {name.format(number, layer): (8, 4096) for number in range(32) for layer in LAYERS}
+    if has_dora:
+        for number, (layer, width) in product(range(32), zip(LAYERS, (4096, 512, 512), strict=True)):
+            half = name.format(number, layer)
+            trained[half.replace("lora_A", "lora_B")] = (width, 8)
+            trained[half.replace("lora_A", "lora_magnitude_vector")] = (width,)
     if has_tower:
         name = "base_model.model.model.vision_tower.encoder.layers.{}.mlp.fc1.lora_A.default.weight"
         trained |= {name.format(number): (8, 1280) for number in range(31)}
@@ -123,6 +133,14 @@ def test_autograd_keeps_more_and_is_told_what_to_compute_again() -> None:
     plans = [planner.plan(budget * GB, 4 * 1105) for budget in (80, 36, 20)]
     assert [plan.recompute for plan in plans] == ["none", "selective", "full"]
     assert plans[0].needs["layers"] > 1.5 * make_planner().plan(80 * GB, 4 * 1105).needs["layers"]
+
+
+def test_dora_takes_what_scaling_and_copies_of_its_weights_take() -> None:
+    plain, dora = (make_planner(is_fused=False, has_dora=has_dora).plan(200 * GB, 4 * 1105) for has_dora in (False, True))
+    # Of q, k and v two values in 32 bits a token and output, and the weights themselves in 32 bits.
+    expected = 32 * (8 * 5120 * 4 * 1105 + 4 * 5120 * 4096)
+    assert dora.needs["layers"] - plain.needs["layers"] == pytest.approx(1.02 * expected, rel=1e-6)
+    assert dora.needs["the largest step"] > plain.needs["the largest step"]
 
 
 def test_the_largest_step_counts_not_the_limit_of_a_row() -> None:

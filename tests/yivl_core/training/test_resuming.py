@@ -327,10 +327,11 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
 
 
 CHANGES: dict[str, Any] = {
-    "target_modules": "default", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.5, "learning_rate": 0.02,
-    "lr_schedule": "constant", "warmup_ratio": 0.5, "weight_decay": 0.9, "adam_beta1": 0.5, "adam_beta2": 0.9,
-    "max_grad_norm": 0.01, "batch_size": 2, "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1,
-    "val_fraction": 0.5, "eval_steps": 1, "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
+    "target_modules": "default", "lora_rank": 4, "lora_alpha": 16, "lora_dropout": 0.5, "use_rslora": True,
+    "use_dora": True, "loraplus_lr_ratio": 4.0, "learning_rate": 0.02, "lr_schedule": "constant", "warmup_ratio": 0.5,
+    "weight_decay": 0.9, "adam_beta1": 0.5, "adam_beta2": 0.9, "max_grad_norm": 0.01, "batch_size": 2,
+    "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1, "val_fraction": 0.5, "eval_steps": 1,
+    "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
     "freeze_projector": True, "freeze_vision_tower": True, "projector_learning_rate": 0.02, "vision_learning_rate": 0.02,
     "optimizer": "muon", "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
     "cache_samples": True, "eval_answers": 1, "best_metric": "val_cer", "early_stopping_patience": 3,
