@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -22,6 +23,7 @@ from torch import nn
 from yivl_core.errors import CheckpointError, ConfigurationError
 from yivl_core.model.files import CheckpointFiles, read_about, read_adapter_config
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.nf4 import is_in_nf4
 from yivl_core.model.tensors import LazyTensor, open_tensors, save_tensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -155,7 +157,7 @@ def is_plain_lora(model: nn.Module) -> bool:
 
 def plain_layer(layer: nn.Module) -> nn.Linear:
     """The linear layer below a plain LoRA, or the layer itself."""
-    base = layer.get_base_layer() if isinstance(layer, LoraLinear) else layer
+    base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     assert isinstance(base, nn.Linear), f"{type(layer).__name__} is no plain LoRA"
     return base
 
@@ -229,9 +231,12 @@ def merge_tensors(base: Mapping[str, LazyTensor], folder: Path) -> tuple[dict[st
 
 
 def _is_plain(module: nn.Module) -> bool:
-    if not isinstance(module, LoraLinear) or not isinstance(module.get_base_layer(), nn.Linear):
+    layer: Any = module
+    if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
         return False
-    return not (module.use_dora.get(ADAPTER_NAME) or module.lora_bias.get(ADAPTER_NAME) or module.lora_variant)
+    if not (isinstance(layer, LoraLinear) or is_in_nf4(layer.get_base_layer())):
+        return False
+    return not (layer.use_dora.get(ADAPTER_NAME) or layer.lora_bias.get(ADAPTER_NAME) or layer.lora_variant)
 
 
 def _check_mergeable(folder: Path, config: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ of these one in float32. Products are made in the dtype of the run, of weights t
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -47,6 +49,27 @@ def put_in_nf4(model: YiVLForConditionalGeneration, name: str, value: torch.Tens
     layer.support_avx512bf16_for_cpu = False
     model.set_submodule(path, layer)
     model.is_loaded_in_4bit = True
+
+
+def is_in_nf4(layer: torch.nn.Module) -> bool:
+    """Whether a layer's weight is held in 4 bits."""
+    return hasattr(layer.weight, "quant_state")
+
+
+def unpack_nf4(layers: Sequence[torch.nn.Linear]) -> torch.Tensor:
+    """The weights `[N, K]` of layers that are held in 4 bits and have K inputs, one below the other, in the run's dtype."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weights: list[Any] = [layer.weight for layer in layers]
+    states = [weight.quant_state for weight in weights]
+    sizes = [layer.out_features for layer in layers]
+    whole = torch.empty(sum(sizes), layers[0].in_features, dtype=states[0].dtype, device=weights[0].device)
+    for weight, state, part in zip(weights, states, whole.split(sizes), strict=True):
+        if part.is_cuda:
+            dequantize_4bit(weight.data, state, out=part)
+        else:  # bitsandbytes gives tensors of its own there
+            part.copy_(dequantize_4bit(weight.data, state))
+    return whole
 
 
 def require_nf4(device: torch.device, dtype: torch.dtype) -> None:

@@ -100,7 +100,7 @@ class TrainingSettings(BaseModel):
     quantization: Literal["none", "fp8", "nf4"] = Field(
         default="none",
         description="fp8: products with the language model's frozen weights in 8 bits, on a GPU that has them; faster, less "
-        "exact. nf4: these weights held in 4 bits (QLoRA), which needs the extra `quant`; less memory, less exact, slower",
+        "exact. nf4: these weights held in 4 bits (QLoRA), which needs the extra `quant`; less memory, less exact",
     )
     compile: bool = Field(
         default=False,

@@ -49,7 +49,7 @@ class Job:
         self.dtype = resolve_dtype(config.dtype, self.device)
         self.base = open_checkpoint(config.model)
         self.outline = outline_tuning(self.base, config)
-        self.is_fused = config.quantization != "nf4" and FusedModel.fits(self.outline.model)
+        self.is_fused = FusedModel.fits(self.outline.model)
         self._require_possible()
         self.data = TrainingData(config, self.base, self.device, on_progress)
         self._require_images()

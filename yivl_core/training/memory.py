@@ -75,7 +75,7 @@ def fixed_needs(
     """What a training takes whatever its rows, in bytes; the arguments are those of `require_memory`."""
     frozen = {name: shape for name, shape in expected_shapes(read_config(base)).items() if name not in trained}
     packed = {name: shape for name, shape in frozen.items() if config.quantization == "nf4" and is_held_in_nf4(name)}
-    unpacked = max(map(math.prod, packed.values()), default=0)  # in a product, one at a time
+    unpacked = 2 * max(map(math.prod, packed.values()), default=0)  # for a product: gate and up together
     num_whole = _count(frozen) - _count(packed) + unpacked
     # In 8 bits a layer's weights are held twice, by their outputs and by their inputs, which is as much as once in 16 bits.
     left_behind = _ROUNDING_SHARE if config.quantization == "fp8" else 0.0

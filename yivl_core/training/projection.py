@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 
 from yivl_core.model.adapters import ADAPTER_NAME, plain_layer
 from yivl_core.model.float8 import Float8Weight
+from yivl_core.model.nf4 import is_in_nf4, unpack_nf4
 from yivl_core.training.operations import Dropout, Operations
 
 
@@ -20,7 +21,8 @@ class Projection:
     """Linear layers joined along their outputs. Their weights become views of the joined one, so nothing is held twice.
 
     Args:
-        layers: plain ones, or with PEFT's plain LoRA on them, all of one rank, scale and dropout.
+        layers: plain ones, or with PEFT's plain LoRA on them, all of one rank, scale and dropout; those that are held in 4 bits
+            stay as they are.
         operations: of the device.
         is_fp8: whether the weights, and what they are multiplied with, are rounded to 8 bits; the layers are emptied then.
 
@@ -31,18 +33,13 @@ class Projection:
     def __init__(self, layers: Sequence[nn.Module], operations: Operations, *, is_fp8: bool = False) -> None:
         plain = [plain_layer(layer) for layer in layers]
         self._operations = operations
-        biases = [layer.bias for layer in plain]
-        weight, bias = _joined([layer.weight for layer in plain]), None if biases[0] is None else _joined(biases)  # [N, K], [N]
-        self._weight = _Float8(weight, bias) if is_fp8 else _Weight(weight, bias)
-        if is_fp8:
-            for base in plain:
-                base.weight = None  # type: ignore[assignment]
+        self._weight = _weight(plain, is_fp8=is_fp8)
         self._columns: list[slice] = []
         self.parameters: list[torch.Tensor] = []
         self._scale, self._rate = 1.0, 0.0
         start = 0
         for layer, base in zip(layers, plain, strict=True):
-            if isinstance(layer, LoraLinear):
+            if isinstance(layer, LoraLayer):
                 self._columns.append(slice(start, start + base.out_features))
                 halves: Any = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
                 self.parameters += [half.weight for half in halves]
@@ -131,13 +128,16 @@ class _Weight:
     def forward(self, inputs: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         """`[S, N]`."""
         if residual is None:
-            return functional.linear(inputs, self._weight, self._bias)
-        outputs = torch.addmm(residual, inputs, self._weight.t())
+            return functional.linear(inputs, self._values(), self._bias)
+        outputs = torch.addmm(residual, inputs, self._values().t())
         return outputs if self._bias is None else outputs.add_(self._bias)
 
     def backward(self, grad: torch.Tensor) -> torch.Tensor:
         """`[S, K]`."""
-        return grad @ self._weight
+        return grad @ self._values()
+
+    def _values(self) -> torch.Tensor:
+        return self._weight
 
 
 class _Float8(_Weight):
@@ -152,6 +152,29 @@ class _Float8(_Weight):
 
     def backward(self, grad: torch.Tensor) -> torch.Tensor:
         return self._transposed(grad)
+
+
+class _Nf4(_Weight):
+    """The same of layers that are held in 4 bits, unpacked anew for each product."""
+
+    def __init__(self, layers: Sequence[nn.Linear], bias: torch.Tensor | None) -> None:
+        self._layers, self._bias = layers, bias
+
+    def _values(self) -> torch.Tensor:
+        return unpack_nf4(self._layers)
+
+
+def _weight(layers: Sequence[nn.Linear], *, is_fp8: bool) -> _Weight:
+    biases = [layer.bias for layer in layers]
+    bias = None if biases[0] is None else _joined(biases)  # [N]
+    if is_in_nf4(layers[0]):
+        return _Nf4(layers, bias)
+    weight = _joined([layer.weight for layer in layers])  # [N, K]
+    if not is_fp8:
+        return _Weight(weight, bias)
+    for layer in layers:
+        layer.weight = None  # type: ignore[assignment]
+    return _Float8(weight, bias)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
