@@ -63,10 +63,14 @@ def main() -> None:
         print(json.dumps(result), flush=True)
 
 
+def lines_folder() -> Path:
+    """Where the receipt lines are."""
+    return (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
+
+
 def read_lines() -> tuple[list[bytes], list[str]]:
-    """The JPEG files of the receipt lines, and the texts on them."""
-    folder = (REPOSITORY / os.environ.get("YIVL_TEST_DATA", "../shared")).resolve() / "data" / "sroie_lines"
-    table = pq.read_table(folder / "val-00000-of-00001.parquet", columns=["image", "text"])
+    """The JPEG files of the receipt lines that are kept for evaluation, and the texts on them."""
+    table = pq.read_table(lines_folder() / "val-00000-of-00001.parquet", columns=["image", "text"])
     return table["image"].to_pylist(), table["text"].to_pylist()
 
 

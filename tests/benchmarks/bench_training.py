@@ -54,6 +54,13 @@ CASES: dict[str, dict[str, Any]] = {
     "fp8": {"quantization": "fp8"},
     "fp8 19GB": {"quantization": "fp8", "gpu_memory": 19, "max_length": 2048},
     "full recomputation": {"recompute": "full"},
+    "nf4": {"quantization": "nf4"},
+    "nf4 12GB": {"quantization": "nf4", "gpu_memory": 12, "max_length": 2048},
+    "nf4 38GB": {"quantization": "nf4", "gpu_memory": 38},
+    "dora": {"use_dora": True},
+    "dora 38GB": {"use_dora": True, "gpu_memory": 38},
+    "tower and projector": {"tuner": "full", "freeze_llm": True},
+    "tower and projector 38GB": {"tuner": "full", "freeze_llm": True, "gpu_memory": 38},
 }
 
 
@@ -125,12 +132,13 @@ def _prepare(folder: Path, shape: str, num_images: int) -> None:
 
 @contextmanager
 def _weights_drawn(shape: str) -> Iterator[None]:
-    """Within it a model is drawn in place of being read."""
+    """Within it a model is drawn in place of being read, and nothing is published."""
 
-    def draw(_: Any, *, dtype: torch.dtype, device: torch.device) -> YiVLForConditionalGeneration:
-        return random_model(shape, dtype, str(device))
+    def draw(_: Any, *, device: torch.device, **settings: Any) -> YiVLForConditionalGeneration:
+        return random_model(shape, device=str(device), **settings)
 
-    with mock.patch("yivl_core.training.tuning.load_model", draw):
+    is_published = mock.patch("yivl_core.training.sft._Trainer.publish", return_value=None)
+    with mock.patch("yivl_core.training.tuning.load_model", draw), is_published:
         yield
 
 

@@ -40,8 +40,13 @@ TEXT_SHAPES = {
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def random_model(shape: str, dtype: torch.dtype, device: str) -> YiVLForConditionalGeneration:
-    """A model of a published shape whose weights are drawn on the device, one at a time."""
+def random_model(
+    shape: str,
+    dtype: torch.dtype | Callable[[str], torch.dtype],
+    device: str,
+    put: Callable[[YiVLForConditionalGeneration, str, torch.Tensor], None] = set_parameter,
+) -> YiVLForConditionalGeneration:
+    """A model of a published shape whose weights are drawn on the device, one at a time; arguments as of `load_model`."""
     text = LlamaConfig(vocab_size=64000, max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=5e6, **TEXT_SHAPES[shape])
     vision = CLIPVisionConfig(
         hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, image_size=448, patch_size=14,
@@ -51,12 +56,12 @@ def random_model(shape: str, dtype: torch.dtype, device: str) -> YiVLForConditio
         model = YiVLForConditionalGeneration(YiVLConfig(text_config=text, vision_config=vision))
     generator = torch.Generator(device).manual_seed(0)
     for name, parameter in list(model.named_parameters()):
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
+        value = torch.empty(parameter.shape, dtype=dtype(name) if callable(dtype) else dtype, device=device)
         if "norm" in name:
             value.fill_(0 if name.endswith("bias") else 1)
         else:
             value.normal_(0, 0.02, generator=generator)
-        set_parameter(model, name, value)
+        put(model, name, value)
     restore_buffers(model, torch.device(device))
     return model.eval()
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from yivl_core.training.packing import PackedBatch
 from yivl_core.training.sft import train_adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")]
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -90,6 +92,21 @@ def test_the_chain_runs_in_every_dtype(dtype: str, tiny_checkpoint: Path, tmp_pa
     )  # fmt: skip
     assert answered.num_records == 24
     assert answered.num_failed == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("use_dora", [False, True])
+@needs_bitsandbytes
+@pytest.mark.filterwarnings("ignore:inner dimension .* is not aligned for fast kernel")  # of so small a model
+def test_qlora_learns_in_every_dtype(dtype: str, use_dora: bool, tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        model=str(tiny_checkpoint), dataset=str(dataset), output=str(tmp_path / "run"), num_epochs=4, batch_size=4, log_steps=1,
+        target_modules="all", learning_rate=0.01, quantization="nf4", use_dora=use_dora, dtype=dtype, device="cuda",
+    )  # fmt: skip
+    train_adapter(config)
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.2
 
 
 def test_a_float16_run_goes_on_with_the_scale_of_its_loss(tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
@@ -167,7 +184,12 @@ def test_what_makes_training_faster_or_smaller_does_not_change_what_is_learned(
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize(
-    "tuner", [{"tuner": "full", "optimizer": "muon", "augmentation": 0.5}, {"tuner": "lora", "target_modules": "all"}]
+    "tuner",
+    [
+        {"tuner": "full", "optimizer": "muon", "augmentation": 0.5},
+        {"tuner": "lora", "target_modules": "all"},
+        pytest.param({"tuner": "lora", "quantization": "nf4"}, marks=needs_bitsandbytes),
+    ],
 )
 def test_a_step_never_waits_for_the_gpu(
     tuner: dict[str, Any], tiny_checkpoint: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -30,7 +30,8 @@ class LayerShape:
         num_adapters: of a layer.
         adapted: how many values the adapters' first halves give for a token.
         is_all_adapted: whether the inputs of all products are wanted in the backward pass.
-        scaled: outputs of a layer that DoRA scales.
+        adapted_outputs: outputs of the adapters of a layer.
+        scaled: of these, those that DoRA scales.
         decomposed: weights of a layer that DoRA decomposes.
         decomposing: values that it makes of the largest of them meanwhile.
     """
@@ -45,6 +46,7 @@ class LayerShape:
     num_adapters: int
     adapted: int
     is_all_adapted: bool
+    adapted_outputs: int
     scaled: int
     decomposed: int
     decomposing: int
@@ -104,7 +106,9 @@ class LayerShape:
         working = 2 * self.inner * itemsize + 4 * self.width * itemsize
         if recompute == "none":
             return all_bytes, working
-        kept = self.width * itemsize + (products if recompute == "selective" else 0)
+        kept = self.width * itemsize
+        if recompute == "selective":
+            kept += products + 4 * (self.adapted_outputs + self.scaled)  # of adapters B's, and of DoRA W's, in float32
         return kept, working + all_bytes
 
     def plain_weight_bytes(self, recompute: Recompute, itemsize: int) -> tuple[int, int]:
@@ -145,17 +149,15 @@ def _adapters(trained: Mapping[str, tuple[int, ...]], part: str) -> dict[str, An
         if layer and ".lora_A." in name and part_of(name) == part:
             names.setdefault(layer[1], []).append(name)
     most = max(names.values(), key=len, default=[])
-    sides = [(trained[name.replace(".lora_A.", ".lora_B.")][0], trained[name][1]) for name in most if _has_dora(name, trained)]
+    outputs = {name: trained[name.replace(".lora_A.", ".lora_B.")][0] for name in most}
+    sides = [(outputs[name], trained[name][1]) for name in most if name.replace(".lora_A.", ".lora_magnitude_vector.") in trained]
     return {
         "num_adapters": len(most),
         "adapted": sum(trained[name][0] for name in most),
         "is_all_adapted": any(".mlp." in name for name in most),
-        "scaled": sum(outputs for outputs, _ in sides),
-        "decomposed": sum(outputs * inputs for outputs, inputs in sides),
+        "adapted_outputs": sum(outputs.values()),
+        "scaled": sum(rows for rows, _ in sides),
+        "decomposed": sum(rows * columns for rows, columns in sides),
         # The unit matrix that PEFT gets B A by, that itself, the weight, and their sum.
-        "decomposing": max((inputs * (inputs + 3 * outputs) for outputs, inputs in sides), default=0),
+        "decomposing": max((columns * (columns + 3 * rows) for rows, columns in sides), default=0),
     }
-
-
-def _has_dora(name: str, trained: Mapping[str, tuple[int, ...]]) -> bool:
-    return name.replace(".lora_A.", ".lora_magnitude_vector.") in trained

@@ -1,5 +1,6 @@
 """The kernels of training against the same operations in plain torch, and the fast path on a GPU against float32."""
 
+from importlib.util import find_spec
 from itertools import combinations
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from yivl_core.model.adapters import add_adapter, find_targets
 from yivl_core.model.configuration import YiVLConfig
 from yivl_core.model.modeling import YiVLForConditionalGeneration
+from yivl_core.model.nf4 import is_in_nf4, put_in_nf4, unpack_nf4
 from yivl_core.training.fused import FusedDecoder, FusedTower
 from yivl_core.training.layers import Kept
 from yivl_core.training.layout import RowLayout, plan_slots
@@ -130,8 +132,8 @@ def test_dropout_is_random_independent_and_the_same_again(rate: float, kernels: 
         assert (one * other).mean().item() == pytest.approx(rate**2, rel=0.05)
 
 
-def small_model(dtype: torch.dtype) -> tuple[YiVLForConditionalGeneration, nn.Module]:
-    """Layers as wide as the published ones, few of them; values that bfloat16 holds."""
+def small_model(dtype: torch.dtype, *, is_nf4: bool = False) -> tuple[YiVLForConditionalGeneration, nn.Module]:
+    """Layers as wide as the published ones, few of them; values that bfloat16 holds, or of which NF4 makes such values."""
     text = LlamaConfig(
         vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=2, max_position_embeddings=2048,
@@ -141,7 +143,19 @@ def small_model(dtype: torch.dtype) -> tuple[YiVLForConditionalGeneration, nn.Mo
         hidden_act="gelu",
     )  # fmt: skip
     torch.manual_seed(1)
-    model = YiVLForConditionalGeneration(YiVLConfig(text_config=text, vision_config=vision)).to("cuda", torch.bfloat16).to(dtype)
+    model = YiVLForConditionalGeneration(YiVLConfig(text_config=text, vision_config=vision)).to("cuda", torch.bfloat16)
+    if is_nf4:
+        for name, value in list(model.named_parameters()):
+            put_in_nf4(model, name, value.detach())
+    if dtype == torch.float32:
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear) and is_in_nf4(child):
+                    plain = nn.Linear(child.in_features, child.out_features, bias=False)
+                    plain.weight = nn.Parameter(unpack_nf4([child]))
+                    setattr(module, name, plain)
+        model = model.float()
+    torch.manual_seed(2)
     adapted = add_adapter(model, targets=find_targets(model, "all"), rank=8, alpha=32, dropout=0.0).train()
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -158,16 +172,20 @@ def gradients(adapted: nn.Module, output: torch.Tensor, slope: torch.Tensor) -> 
 
 @pytest.mark.parametrize("lengths", [[400, 390, 410], [300, 77, 513]])
 @pytest.mark.parametrize("kept", [Kept(), Kept(attention=False, middle=False, mlp=False)])
-@pytest.mark.parametrize("is_fp8", [False, True])
+@pytest.mark.parametrize(
+    "quantization",
+    ["none", "fp8", pytest.param("nf4", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="no bitsandbytes"))],
+)
 def test_the_decoder_is_as_near_to_float32_as_rounding_allows(
-    lengths: list[int], kept: Kept, is_fp8: bool, kernels: Operations
+    lengths: list[int], kept: Kept, quantization: str, kernels: Operations
 ) -> None:
+    is_fp8, is_nf4 = quantization == "fp8", quantization == "nf4"
     layout, learned = make_layout(lengths, has_slots=True), torch.arange(100, 700, device="cuda")
     embeds, slope = 0.02 * normal(sum(lengths), 1024), normal(600, 1024)
-    model, adapted = small_model(torch.float32)
+    model, adapted = small_model(torch.float32, is_nf4=is_nf4)
     exact = FusedDecoder(model, PLAIN, [Kept()] * 4)(embeds.float(), layout, learned, drops=False)
     expected = gradients(adapted, exact, slope)
-    model, adapted = small_model(torch.bfloat16)
+    model, adapted = small_model(torch.bfloat16, is_nf4=is_nf4)
     decoder = FusedDecoder(model, kernels, [kept] * 4, is_fp8=is_fp8)
     found = decoder(embeds, layout, learned, drops=False)
     assert distance(found, exact) < (0.2 if is_fp8 else 0.02)

@@ -38,15 +38,16 @@ def make_planner(
     **settings: Any,
 ) -> Planner:
     name = "base_model.model.model.language_model.layers.{}.self_attn.{}.lora_A.default.weight"
-    trained = {name.format(number, layer): (8, 4096) for number in range(32) for layer in LAYERS}
-    if has_dora:
-        for number, (layer, width) in product(range(32), zip(LAYERS, (4096, 512, 512), strict=True)):
-            half = name.format(number, layer)
-            trained[half.replace("lora_A", "lora_B")] = (width, 8)
+    trained: dict[str, tuple[int, ...]] = {}
+    for number, (layer, width) in product(range(32), zip(LAYERS, (4096, 512, 512), strict=True)):
+        half = name.format(number, layer)
+        trained |= {half: (8, 4096), half.replace("lora_A", "lora_B"): (width, 8)}
+        if has_dora:
             trained[half.replace("lora_A", "lora_magnitude_vector")] = (width,)
     if has_tower:
         name = "base_model.model.model.vision_tower.encoder.layers.{}.mlp.fc1.lora_A.default.weight"
-        trained |= {name.format(number): (8, 1280) for number in range(31)}
+        for number in range(31):
+            trained |= {name.format(number): (8, 1280), name.format(number).replace("lora_A", "lora_B"): (5120, 8)}
     return Planner(
         make_config(), trained, TrainingSettings(**settings), FIXED, lengths, 2, peak=7.8e14, is_fused=is_fused
     )  # fmt: skip
@@ -141,6 +142,15 @@ def test_dora_takes_what_scaling_and_copies_of_its_weights_take() -> None:
     expected = 32 * (8 * 5120 * 4 * 1105 + 4 * 5120 * 4096)
     assert dora.needs["layers"] - plain.needs["layers"] == pytest.approx(1.02 * expected, rel=1e-6)
     assert dora.needs["the largest step"] > plain.needs["the largest step"]
+
+
+def test_autograd_keeps_products_of_adapters_too() -> None:
+    fused, plain, dora = (
+        make_planner(**kind, recompute="selective").plan(200 * GB, 4 * 1105).needs["layers"]
+        for kind in ({"is_fused": True}, {"is_fused": False}, {"is_fused": False, "has_dora": True})
+    )
+    assert dora - plain == pytest.approx(1.02 * 32 * (4 * 5120 * 4 * 1105 + 4 * 5120 * 4096), rel=1e-6)
+    assert plain > fused + 32 * 4 * 5120 * 4 * 1105
 
 
 def test_the_largest_step_counts_not_the_limit_of_a_row() -> None:
