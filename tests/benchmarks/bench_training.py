@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp8": {"quantization": "fp8"},
     "fp8 19GB": {"quantization": "fp8", "gpu_memory": 19, "max_length": 2048},
     "full recomputation": {"recompute": "full"},
+    "feature cache": {"feature_cache": "features"},
     "nf4": {"quantization": "nf4"},
     "nf4 12GB": {"quantization": "nf4", "gpu_memory": 12, "max_length": 2048},
     "nf4 38GB": {"quantization": "nf4", "gpu_memory": 38},
@@ -137,21 +138,29 @@ def _weights_drawn(shape: str) -> Iterator[None]:
     def draw(_: Any, *, device: torch.device, **settings: Any) -> YiVLForConditionalGeneration:
         return random_model(shape, device=str(device), **settings)
 
-    is_published = mock.patch("yivl_core.training.sft._Trainer.publish", return_value=None)
-    with mock.patch("yivl_core.training.tuning.load_model", draw), is_published:
+    with (
+        mock.patch("yivl_core.training.tuning.load_model", draw),
+        mock.patch("yivl_core.training.features._tower_digest", return_value="drawn"),
+        mock.patch("yivl_core.training.sft._Trainer.publish", return_value=None),
+    ):
         yield
 
 
 def _train(folder: str, shape: str, num_steps: int, case: str, settings: dict[str, Any]) -> None:
     said: list[str] = []
     plans: list[TrainingPlan] = []
+    seen: list[tuple[float, int]] = []
 
     def listen(progress: Progress) -> None:
         if progress.message:
             said.append(progress.message)
+        if progress.stage == "features":
+            seen.append((time.perf_counter(), progress.done))
 
     num_records = sum(1 for _ in (Path(folder) / "data" / "records.jsonl").open())
     output = Path(folder) / f"run {case}"
+    if "feature_cache" in settings:
+        settings |= {"feature_cache": str(Path(folder) / settings["feature_cache"])}
     config = TrainingConfig(
         model=str(Path(folder) / "model"), dataset=str(Path(folder) / "data"), output=str(output), val_fraction=0,
         batch_size=BATCH_SIZE, num_epochs=num_steps * BATCH_SIZE / num_records, keep="last", **settings,
@@ -160,6 +169,8 @@ def _train(folder: str, shape: str, num_steps: int, case: str, settings: dict[st
         train_adapter(config, listen)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     free, total = torch.cuda.mem_get_info()
+    if seen:
+        seen = [seen[0], seen[-1]]  # without the first few, for which CUDA's libraries are loaded
     steady, seconds = lines[WARM_UP_STEPS:], [BATCH_SIZE / line["samples_per_s"] for line in lines]
     mean = {name: sum(line[name] for line in steady) / len(steady) for name in ("tflops", "share_of_peak", "data_wait_s")}
     figures = {
@@ -170,7 +181,8 @@ def _train(folder: str, shape: str, num_steps: int, case: str, settings: dict[st
         "first step, s": seconds[0], f"first {WARM_UP_STEPS} steps, s": sum(seconds[:WARM_UP_STEPS]),
         "GB predicted": plans[-1].total_bytes / 1e9,
         "GB reserved + context": (torch.cuda.max_memory_reserved() + CONTEXT_BYTES) / 1e9, "GB used": (total - free) / 1e9,
-        "GB allocated": torch.cuda.max_memory_allocated() / 1e9, "said": said[1:], "loss": [lines[0]["loss"], lines[-1]["loss"]],
+        "GB allocated": torch.cuda.max_memory_allocated() / 1e9, "said": said[1:],
+        "images/s to features": (seen[1][1] - seen[0][1]) / (seen[1][0] - seen[0][0]) if seen else None, "loss": [lines[0]["loss"], lines[-1]["loss"]],
     }  # fmt: skip
     print(json.dumps(figures), flush=True)
 

@@ -116,7 +116,11 @@ class YiVLModel(YiVLPreTrainedModel):
         return features
 
     def embed(
-        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, image_places: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        image_places: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Token embeddings with image features in their places.
 
@@ -125,6 +129,7 @@ class YiVLModel(YiVLPreTrainedModel):
             pixel_values: `[N, 3, H, W]`, normalised, in the same order; None where there is no image.
             image_places: int64 `[N * P]`, the places of images in the flattened `input_ids`; None: they are looked for, which
                 waits for the GPU.
+            vision_features: `[N, P, C]`, what `get_vision_features` gave before; `pixel_values` are not needed then.
 
         Returns:
             `[B, S, D]`.
@@ -137,8 +142,10 @@ class YiVLModel(YiVLPreTrainedModel):
         if image_places is None:
             image_places = is_image.flatten().nonzero().flatten()
         features = embeds.new_empty(0, embeds.shape[-1])
-        if pixel_values is not None and len(pixel_values):
-            features = self.get_image_features(pixel_values).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
+        if vision_features is None and pixel_values is not None and len(pixel_values):
+            vision_features = self.get_vision_features(pixel_values)
+        if vision_features is not None:
+            features = self.mm_projector(vision_features).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
         if len(image_places) != len(features):
             raise ValueError(f"{len(image_places)} places for image tokens in input_ids, but {len(features)} image features")
         # A copy to places that are known needs no count of them, neither here nor in the backward pass.

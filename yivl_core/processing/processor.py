@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from yivl_core.data.records import ImageSlot, Record, conversation
@@ -32,12 +33,14 @@ class ModelInputs:
         pixels: of its images, in the order of their slots; pixel_values before `ImagePreprocessor.normalise`.
         num_shared: tokens at its start that every sample has which begins with an image and has the same system text; 0 where it
             does not begin with an image.
+        features: what a vision tower gave of its images before, `[N, P, C]`, in place of pixels; None: nothing.
     """
 
     input_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64] | None
     pixels: UnpaddedPixels
     num_shared: int = 0
+    features: torch.Tensor | None = None
 
 
 class Processor:
@@ -81,7 +84,13 @@ class Processor:
         return len(tokens.input_ids)
 
     def process(
-        self, record: Record, images: Sequence[Image.Image], *, with_response: bool, max_length: int | None = None
+        self,
+        record: Record,
+        images: Sequence[Image.Image],
+        *,
+        with_response: bool,
+        max_length: int | None = None,
+        features: Sequence[torch.Tensor] | None = None,
     ) -> ModelInputs:
         """What the model reads of a record.
 
@@ -91,6 +100,7 @@ class Processor:
             with_response: whether the response follows, with labels, for training; else the prompt waits for an answer.
             max_length: most tokens; where there are more, every text of users and assistants is cut at its end to the same number
                 of characters, the largest that fits. Images, system text, frame and stops stay.
+            features: what the vision tower gave of each image before, `[P, C]`; `images` are not needed then.
 
         Raises:
             DatasetError: the record has no response where one is wanted, its images do not go with its rounds, there are more or
@@ -98,15 +108,17 @@ class Processor:
             TooLongError: it has more than `max_length` tokens even with every text cut to one character.
         """
         prompt, tokens = self._tokenize(record, with_response, max_length)
-        if len(images) != len(record.image_addresses):
-            raise DatasetError(f"{_name(record)}{len(images)} images given for {len(record.image_addresses)} in the record")
+        given = images if features is None else features
+        if len(given) != len(record.image_addresses):
+            raise DatasetError(f"{_name(record)}{len(given)} images given for {len(record.image_addresses)} in the record")
         slots = [segment.index for segment in prompt.segments if isinstance(segment, ImageSlot)]
-        pixels = self.preprocessor.to_squares([images[index] for index in slots])
+        pixels = self.preprocessor.to_squares([images[index] for index in slots] if features is None else [])
         return ModelInputs(
             input_ids=tokens.input_ids,
             labels=tokens.labels if with_response else None,
             pixels=pixels,
             num_shared=_num_shared(prompt, tokens.input_ids),
+            features=torch.stack([features[index] for index in slots]) if features and slots else None,
         )
 
     def _tokenize(self, record: Record, with_response: bool, max_length: int | None) -> tuple[Prompt, PromptTokens]:

@@ -124,6 +124,11 @@ class TrainingSettings(BaseModel):
         description="keep prepared samples in memory, their pixels on the device, and go through the steps of the first epoch in "
         "another order in each later one",
     )
+    feature_cache: str | None = Field(
+        default=None,
+        description="folder that keeps what a frozen vision tower gives of each image, for this run and later ones; pays where "
+        "images are learned more than once; default: none",
+    )
     eval_steps: int = Field(
         default=50, ge=1, description="optimizer steps between evaluations; the last step is always evaluated"
     )
@@ -176,6 +181,8 @@ class TrainingSettings(BaseModel):
             raise ValueError("`eval_answers` cannot be had with `quantization` fp8, which only trains; leave one of them out")
         if self.quantization == "fp8" and self.use_dora:
             raise ValueError("`quantization` fp8 is for plain LoRA, and `use_dora` is given; leave one of them out, or give nf4")
+        if self.feature_cache is not None and self.augmentation:
+            raise ValueError("`augmentation` changes images, and `feature_cache` keeps what they gave; leave one of them out")
         for rate, freeze in _RATES_AND_SWITCHES.items():
             if getattr(self, freeze) and getattr(self, rate) is not None:
                 raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")

@@ -15,14 +15,13 @@ from torch import nn
 from yivl_core.model.adapters import is_plain_lora
 from yivl_core.model.attention import rotation_table
 from yivl_core.model.modeling import YiVLForConditionalGeneration
-from yivl_core.training.attending import attend_in_images, attend_in_samples, best_attention
+from yivl_core.training.attending import attend_in_images, attend_in_samples
+from yivl_core.training.features import tower_features
 from yivl_core.training.layers import SEEDS_PER_LAYER, Attend, Call, Heads, Kept, Layer
 from yivl_core.training.layout import RowLayout
 from yivl_core.training.operations import Activation, Norm, Operations, TorchOperations
 from yivl_core.training.packing import PackedBatch
 from yivl_core.training.projection import Projection
-
-_MAX_IMAGES = 16  # that a frozen tower takes at a time: more are not faster, and take memory
 
 
 class FusedModel:
@@ -79,20 +78,16 @@ class FusedModel:
         embeds = model.get_input_embeddings()(
             batch.input_ids.masked_fill(batch.input_ids == self._model.config.image_token_index, 0)
         )
-        if pixel_values is not None:
-            features = self._features(pixel_values, drops=drops).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
+        features = batch.features if pixel_values is None else self._tower_features(pixel_values, drops=drops)
+        if features is not None:
+            features = model.mm_projector(features).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
             assert len(features) == len(batch.image_places), "each image has its places"
             embeds = embeds.index_copy(0, batch.image_places, features)
         return self._decoder(embeds, batch.layout, batch.learned, drops=drops)
 
-    def _features(self, pixel_values: torch.Tensor, *, drops: bool) -> torch.Tensor:
-        """What stands in the prompt for each image, `[N, P, D]`."""
-        model = self._model.model
-        if self._tower is not None:
-            return model.mm_projector(self._tower(pixel_values, drops=drops))
-        with best_attention(pixel_values.device), torch.no_grad():
-            features = [model.get_vision_features(part) for part in pixel_values.split(_MAX_IMAGES)]
-        return model.mm_projector(torch.cat(features))
+    def _tower_features(self, pixel_values: torch.Tensor, *, drops: bool) -> torch.Tensor:
+        """What the tower gives of each image, `[N, P, C]`."""
+        return tower_features(self._model, pixel_values) if self._tower is None else self._tower(pixel_values, drops=drops)
 
 
 def _operations_for(weight: torch.Tensor) -> Operations:

@@ -12,6 +12,7 @@ from yivl_core.model.gpu_memory import can_multiply_in_float8, memory_budget, re
 from yivl_core.model.nf4 import require_nf4
 from yivl_core.progress import OnProgress
 from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.features import open_features
 from yivl_core.training.fused import FusedModel
 from yivl_core.training.memory import fixed_needs, require_memory
 from yivl_core.training.planning import Planner, TrainingPlan
@@ -51,7 +52,8 @@ class Job:
         self.outline = outline_tuning(self.base, config)
         self.is_fused = FusedModel.fits(self.outline.model)
         self._require_possible()
-        self.data = TrainingData(config, self.base, self.device, on_progress)
+        self.features = None if config.feature_cache is None else open_features(config.feature_cache, self.base, self.dtype)
+        self.data = TrainingData(config, self.base, self.device, on_progress, self.features)
         self._require_images()
         self.row_tokens = self._row_tokens(output)
 
@@ -85,6 +87,8 @@ class Job:
             ConfigurationError: they do not.
         """
         require_memory(self.base, self.outline.shapes, self.config, self.dtype, self.device)
+        if self.features is not None:
+            self.features.require_room(self.data.num_unseen)
 
     def _row_tokens(self, output: Path) -> int:
         """As given; or as the run was started that is gone on with; on a GPU else what is fastest."""
@@ -114,6 +118,11 @@ class Job:
             raise ConfigurationError(
                 f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {self.device}, "
                 f"{str(dtype).removeprefix('torch.')}); leave it out"
+            )
+        if config.feature_cache is not None and any(part_of(name) == "vision" for name in self.outline.shapes):
+            raise ConfigurationError(
+                "feature_cache keeps what a frozen vision tower gives, and this run trains the tower; leave it out, or leave the "
+                "tower as it is (freeze_vision_tower, or other target_modules)"
             )
         if config.quantization == "nf4":
             require_nf4(self.device, dtype)

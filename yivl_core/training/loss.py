@@ -111,7 +111,9 @@ def row_loss(
 def _learned_hidden(model: YiVLForConditionalGeneration, batch: PackedBatch, pixel_values: torch.Tensor | None) -> torch.Tensor:
     """Hidden states of the learned tokens, `[L, D]`."""
     outputs = model.model(
-        inputs_embeds=model.model.embed(batch.input_ids.unsqueeze(0), pixel_values, batch.image_places),  # [1, S, D]
+        inputs_embeds=model.model.embed(
+            batch.input_ids.unsqueeze(0), pixel_values, batch.image_places, batch.features
+        ),  # [1, S, D]
         position_ids=batch.position_ids.unsqueeze(0),
         cu_seq_lens_q=batch.cu_seq_lens,
         max_length_q=batch.max_length,

@@ -42,6 +42,7 @@ class PackedBatch:
         lengths: tokens of each sample.
         image_places: int64 `[K]`, the positions that are places of images.
         pixels: of its images, in the order of their places.
+        features: `[N, P, C]`, what the vision tower gave of them before, in place of pixels; None: nothing.
         slots, places: of the row's layout, where attention has slots; else None.
     """
 
@@ -53,6 +54,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
     image_places: torch.Tensor
     pixels: UnpaddedPixels
+    features: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     places: torch.Tensor | None = None
 
@@ -147,6 +149,7 @@ def _first_fit(numbers: Iterable[int], lengths: Sequence[int], row_tokens: int) 
 def _pack_row(samples: Sequence[ModelInputs], *, has_slots: bool) -> PackedBatch:
     lengths = [len(sample.input_ids) for sample in samples]
     slots, places = (plan_slots(lengths) if has_slots else None) or (None, None)
+    features = [sample.features for sample in samples if sample.features is not None]
     input_ids = np.concatenate([sample.input_ids for sample in samples])
     labels = np.concatenate([_without_first(sample) for sample in samples])
     learned = np.flatnonzero(labels[1:] != IGNORE_INDEX)
@@ -159,6 +162,7 @@ def _pack_row(samples: Sequence[ModelInputs], *, has_slots: bool) -> PackedBatch
         lengths=tuple(lengths),
         image_places=torch.from_numpy(np.flatnonzero(input_ids == IMAGE_TOKEN_INDEX)),
         pixels=UnpaddedPixels.joined([sample.pixels for sample in samples]),
+        features=torch.cat(features) if features else None,
         slots=slots,
         places=places,
     )

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
-from yivl_core.data.images import ImageError, ImageStore
+from yivl_core.data.images import ImageError, ImageInfo, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json
 from yivl_core.errors import DatasetError, YivlError
 from yivl_core.processing.processor import ModelInputs, Processor, TooLongError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSettings
+from yivl_core.training.features import FeatureFiles, UnseenImages
 from yivl_core.training.packing import PackedBatch, pack
 from yivl_core.workers import end_with_parent, worker_context
 
@@ -62,11 +64,14 @@ class SampleReader:
         dataset: where the records are.
         checkpoint: folder of the base, whose processor is used.
         limit: longer samples are cut to this many tokens; None: none is.
+        features: of images, which are not opened then where they are learned; None: none.
     """
 
-    def __init__(self, dataset: ValidatedDataset, checkpoint: Path, limit: int | None) -> None:
-        self._arguments = (dataset, checkpoint, limit)
-        self._dataset, self._checkpoint, self._limit = self._arguments
+    def __init__(
+        self, dataset: ValidatedDataset, checkpoint: Path, limit: int | None, features: FeatureFiles | None = None
+    ) -> None:
+        self._arguments = (dataset, checkpoint, limit, features)
+        self._dataset, self._checkpoint, self._limit, self._features = self._arguments
         self._store = ImageStore(MAX_PIXELS_LIMIT)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,17 +104,38 @@ class SampleReader:
         return measured, validated.canonical.encode() + b"\n"
 
     def load(self, index: int, *, with_response: bool = True) -> ModelInputs:
-        """The sample of a record, its images decoded; or its prompt alone.
+        """The sample of a record, its images decoded or their features read; or its prompt alone, with decoded images.
 
         Raises:
             ImageError: an image is gone, or is not what it was when the dataset was validated; the record is named.
+            StorageError: the features of an image are gone.
         """
         validated = self.records[index]
+        read = partial(self.processor.process, validated.record, with_response=with_response, max_length=self._limit)
+        if with_response and self._features is not None:
+            return read([], features=[self._features.read(image.sha256) for image in validated.images])
+        return read([self._decoded(validated, image) for image in validated.images])
+
+    def unseen(self, indices: Sequence[int]) -> UnseenImages:
+        """The images of some records whose features are not stored, each once.
+
+        Raises:
+            ImageError: as `load`.
+        """
+        assert self._features is not None
+        images = {
+            image.sha256: self._decoded(validated, image)
+            for validated in map(self.records.__getitem__, indices)
+            for image in validated.images
+            if not self._features.has(image.sha256)
+        }
+        return list(images), self.processor.preprocessor.to_squares(list(images.values()))
+
+    def _decoded(self, validated: ValidatedRecord, image: ImageInfo) -> Image.Image:
         try:
-            images = [self._store.load(image.reference).image for image in validated.images]
+            return self._store.load(image.reference).image
         except ImageError as error:
             raise ImageError(error.kind, f"{validated.source}: {error.message}", error.remedy) from error
-        return self.processor.process(validated.record, images, with_response=with_response, max_length=self._limit)
 
 
 class Samples:
@@ -121,6 +147,7 @@ class Samples:
         settings: length limits.
         max_length: longest sample in tokens.
         num_workers: processes that help; 0: none.
+        features: of images, as `SampleReader`.
 
     Raises:
         DatasetError: a record has no response, or a text that cannot be used; or the records are not those that were validated.
@@ -142,8 +169,9 @@ class Samples:
         max_length: int,
         num_workers: int = 0,
         on_progress: OnProgress = ignore_progress,
+        features: FeatureFiles | None = None,
     ) -> None:
-        self.reader = SampleReader(dataset, checkpoint, max_length if settings.too_long == "truncate" else None)
+        self.reader = SampleReader(dataset, checkpoint, max_length if settings.too_long == "truncate" else None, features)
         self.indices: list[int] = []
         self.keys: list[tuple[str, ...]] = []
         self.dropped: list[DroppedRecord] = []
@@ -205,6 +233,15 @@ def load_rows(
             current, ahead = ahead, [pool.submit(readers[number].load, index) for index in indices]
             if current:
                 yield pack([future.result() for future in current], row_tokens, has_slots=has_slots)
+
+
+def load_unseen(
+    readers: Sequence[SampleReader], groups: Iterable[Group], num_workers: int, *, gpu: torch.device | None = None
+) -> Iterator[UnseenImages]:
+    """What `SampleReader.unseen` gives of each group; arguments as of `load_rows`."""
+    if num_workers:
+        return _in_processes(SampleReader.unseen, readers, groups, num_workers, gpu=gpu)
+    return (readers[number].unseen(indices) for number, indices in groups)
 
 
 def _measure(reader: SampleReader, ranges: Sequence[range], num_workers: int) -> Iterator[tuple[list[_Measured], bytes]]:

@@ -24,6 +24,7 @@ from yivl_core.training.answers import score_answers
 from yivl_core.training.augmentation import augment
 from yivl_core.training.checkpoint import TrainingState, load_training, save_training, saved_steps, step_folder
 from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSummary
+from yivl_core.training.features import write_features
 from yivl_core.training.fused import FusedModel
 from yivl_core.training.health import Divergence, Finiteness
 from yivl_core.training.job import Job
@@ -99,6 +100,7 @@ class _Trainer:
         config, base, device, dtype = job.config, job.base, job.device, job.dtype
         self.planner, self.plan = job.planner, job.plan
         self.config, self.data, self.folder, self._on_progress = config, job.data, folder, job.on_progress
+        self.features = job.features
         self.device, self.dtype, self.row_tokens = device, dtype, job.row_tokens
         self.total_steps = count_steps(len(self.data.train_indices), config)
         self.stopwatch = Stopwatch(device, job.peak, OperationCount(job.outline.model.config, job.outline.shapes))
@@ -126,6 +128,10 @@ class _Trainer:
 
     def run(self) -> None:
         """All steps that are left."""
+        if self.features is not None and self.data.num_unseen:
+            images = self.data.unseen()
+            self.model.eval()
+            write_features(self.features, self.model, self.data.preprocessor, images, self.data.num_unseen, self._on_progress)
         self.state = load_training(self.folder.checkpoints, self.tuning, self.optimizers, logged_steps(self.folder.path))
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
@@ -338,6 +344,7 @@ def _settings(config: TrainingConfig, row_tokens: int) -> dict[str, Any]:
     """Every setting that decides the result; places of files count by their content, see the manifest's other blocks."""
     places = {"model", "dataset", "val_dataset", "output", "resume", "device", "dtype"}
     resolved = {"learning_rate": config.highest_learning_rate, "row_tokens": row_tokens}
+    resolved |= {"feature_cache": config.feature_cache is not None}
     return config.model_dump(exclude=places | WITHOUT_EFFECT) | resolved
 
 

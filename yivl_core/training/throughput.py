@@ -63,12 +63,8 @@ class OperationCount:
         self._for_learned = 4 * text.hidden_size * text.vocab_size + own["head"]
         tower_forward = tower.num_layers * (patches + 1) * (tower.operations // 2 + 4 * tower.width * (patches + 1))
         projector_forward = 2 * patches * text.hidden_size * (tower.width + text.hidden_size)
-        self._for_image = (
-            tower_forward * (2 if "vision" in parts else 1)
-            + projector_forward * (2 if parts & {"vision", "projector"} else 1)
-            + own["vision"] * (patches + 1)
-            + own["projector"] * patches
-        )
+        self._for_pixels = tower_forward * (2 if "vision" in parts else 1) + own["vision"] * (patches + 1)
+        self._for_features = projector_forward * (2 if parts & {"vision", "projector"} else 1) + own["projector"] * patches
 
     def count(self, rows: Sequence[PackedBatch]) -> float:
         """Operations of a step, forward and back."""
@@ -77,7 +73,8 @@ class OperationCount:
                 self._for_token * sum(row.lengths)
                 + self._for_pair * sum(length**2 for length in row.lengths)
                 + self._for_learned * row.num_learned
-                + self._for_image * row.pixels.num_images
+                + self._for_pixels * row.pixels.num_images
+                + self._for_features * (row.pixels.num_images if row.features is None else len(row.features))
                 for row in rows
             )
         )

@@ -4,7 +4,8 @@ import json
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,12 +18,14 @@ from yivl_core.processing.processor import Processor
 from yivl_core.progress import OnProgress
 from yivl_core.storage import publish_bytes
 from yivl_core.training.configuration import TrainingConfig
+from yivl_core.training.features import FeatureFiles, UnseenImages
 from yivl_core.training.held_out import split_held_out
 from yivl_core.training.packing import PackedBatch
-from yivl_core.training.samples import Group, Samples, load_rows
+from yivl_core.training.samples import Group, SampleReader, Samples, load_rows, load_unseen
 from yivl_core.training.schedule import count_steps, group_of_step, samples_of_step
 
 _MAX_DEFAULT_WORKERS = 8
+_RECORDS_SEEN_AT_A_TIME = 16
 
 
 class TrainingData:
@@ -33,6 +36,7 @@ class TrainingData:
         base: the checkpoint.
         device: that is trained on.
         on_progress: is told.
+        features: of images, as `SampleReader`.
 
     Raises:
         DatasetError: no validated dataset, or nothing in it to train on or to evaluate.
@@ -48,12 +52,20 @@ class TrainingData:
         base_digest: of the checkpoint.
     """
 
-    def __init__(self, config: TrainingConfig, base: CheckpointFiles, device: torch.device, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        base: CheckpointFiles,
+        device: torch.device,
+        on_progress: OnProgress,
+        features: FeatureFiles | None = None,
+    ) -> None:
         dataset = ValidatedDataset.open(config.dataset)
         self.preprocessor = Processor.from_checkpoint(base).preprocessor
         self.max_length = min(config.max_length or base.max_positions, base.max_positions)
         self._config, self._device, self._num_workers = config, device, _resolve_num_workers(config, device)
-        measure = (base.folder, config, self.max_length, self._num_workers, on_progress)
+        self._features = features
+        measure = (base.folder, config, self.max_length, self._num_workers, on_progress, features)
         self.train = Samples(dataset, *measure)
         self.digests = {"digest": dataset.digest}
         self.base_digest = base.digest()
@@ -108,14 +120,22 @@ class TrainingData:
         """
         groups = self._groups(start, total_steps)
         load = partial(
-            load_rows, [self.train.reader, self.val.reader], row_tokens=row_tokens, num_workers=self._num_workers,
-            has_slots=self._device.type == "cuda",
-            gpu=self._device if self._device.type == "cuda" else None,
+            load_rows, self._readers, row_tokens=row_tokens, num_workers=self._num_workers, has_slots=self._gpu is not None,
+            gpu=self._gpu,
         )  # fmt: skip
         if not self._config.cache_samples:
             return load(samples for _, samples in groups)
         first_wanted = dict(self._groups(start, total_steps))
         return self._cached(groups, load(first_wanted.values()))
+
+    @cached_property
+    def num_unseen(self) -> int:
+        """How many images are wanted whose features are not stored."""
+        return sum(num_images for num_images, _ in self._unseen)
+
+    def unseen(self) -> Iterator[UnseenImages]:
+        """These images, a few at a time."""
+        return load_unseen(self._readers, (group for _, group in self._unseen), self._num_workers, gpu=self._gpu)
 
     def step_lengths(self) -> list[list[int]]:
         """Tokens of the samples of each step of the first epoch."""
@@ -146,6 +166,38 @@ class TrainingData:
     def num_val_groups(self) -> int:
         """How many groups an evaluation takes."""
         return math.ceil(len(self.val_indices) / self._config.batch_size)
+
+    @cached_property
+    def _readers(self) -> list[SampleReader]:
+        return [self.train.reader, self.val.reader]
+
+    @cached_property
+    def _gpu(self) -> torch.device | None:
+        return self._device if self._device.type == "cuda" else None
+
+    @cached_property
+    def _unseen(self) -> list[tuple[int, Group]]:
+        """Groups of records with images that are wanted and whose features are not stored, and how many these are."""
+        if self._features is None:
+            return []
+        num_samples = len(self.train_indices)
+        steps = range(min(count_steps(num_samples, self._config), math.ceil(num_samples / self._config.batch_size)))
+        learned = {number for step in steps for number in samples_of_step(step, num_samples, self._config)}
+        wanted = [(self.train, [self.train_indices[number] for number in sorted(learned)]), (self.val, self.val_indices)]
+        found: set[str] = set()
+        groups: list[tuple[int, Group]] = []
+        for number, (samples, indices) in enumerate(wanted):
+            keys = {index: own for index, own, has in zip(samples.indices, samples.keys, samples.have_images, strict=True) if has}
+            new: dict[int, int] = {}
+            for index in indices:
+                unseen = {key for key in keys.get(index, ()) if key not in found and not self._features.has(key)}
+                found |= unseen
+                if unseen:
+                    new[index] = len(unseen)
+            remaining = iter(new)
+            while records := list(islice(remaining, _RECORDS_SEEN_AT_A_TIME)):
+                groups.append((sum(new[index] for index in records), (number, records)))
+        return groups
 
     def _groups(self, start: int, total_steps: int) -> Iterator[tuple[Hashable, Group]]:
         """What is read for each step and its evaluation; groups of one key hold the same."""

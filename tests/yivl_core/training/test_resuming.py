@@ -352,8 +352,12 @@ def test_resuming_with_another_setting_is_refused_by_name(
 
 
 def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
-    assert set(CHANGES) | {"dtype", "device", "quantization"} | WITHOUT_EFFECT == set(TrainingSettings.model_fields)
+    assert set(CHANGES) | {"dtype", "device", "quantization", "feature_cache"} | WITHOUT_EFFECT == set(
+        TrainingSettings.model_fields
+    )
     assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu", "recompute": "full"})), uninterrupted)
+    with pytest.raises(OutputError, match=r"\n  settings.feature_cache: False there, True now$"):
+        resume(finished.model_copy(update={"feature_cache": "features"}))
     with pytest.raises(OutputError, match=r"\n  numerics.dtype: 'float32' there, 'bfloat16' now$"):
         resume(finished.model_copy(update={"dtype": "bfloat16"}))
 

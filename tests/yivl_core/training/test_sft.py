@@ -390,7 +390,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # what is co
 }
 TESTED_BY_THEMSELVES = {
     "tuner", "keep", "device", "recompute", "gpu_memory", "quantization", "compile", "num_workers", "max_shard_bytes",
-    "best_metric", "early_stopping_patience",
+    "best_metric", "early_stopping_patience", "feature_cache",
 }  # fmt: skip
 
 
