@@ -169,8 +169,6 @@ def _train(folder: str, shape: str, num_steps: int, case: str, settings: dict[st
         train_adapter(config, listen)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     free, total = torch.cuda.mem_get_info()
-    if seen:
-        seen = [seen[0], seen[-1]]  # without the first few, for which CUDA's libraries are loaded
     steady, seconds = lines[WARM_UP_STEPS:], [BATCH_SIZE / line["samples_per_s"] for line in lines]
     mean = {name: sum(line[name] for line in steady) / len(steady) for name in ("tflops", "share_of_peak", "data_wait_s")}
     figures = {
@@ -182,9 +180,14 @@ def _train(folder: str, shape: str, num_steps: int, case: str, settings: dict[st
         "GB predicted": plans[-1].total_bytes / 1e9,
         "GB reserved + context": (torch.cuda.max_memory_reserved() + CONTEXT_BYTES) / 1e9, "GB used": (total - free) / 1e9,
         "GB allocated": torch.cuda.max_memory_allocated() / 1e9, "said": said[1:],
-        "images/s to features": (seen[1][1] - seen[0][1]) / (seen[1][0] - seen[0][0]) if seen else None, "loss": [lines[0]["loss"], lines[-1]["loss"]],
+        "images/s to features": _rate(seen), "loss": [lines[0]["loss"], lines[-1]["loss"]],
     }  # fmt: skip
     print(json.dumps(figures), flush=True)
+
+
+def _rate(seen: list[tuple[float, int]]) -> float | None:
+    """Of what was done behind the first few, for which CUDA's libraries are loaded."""
+    return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0]) if seen else None
 
 
 def _watched(plans: list[TrainingPlan]) -> Callable[..., TrainingPlan]:
