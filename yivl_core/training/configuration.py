@@ -104,8 +104,8 @@ class TrainingSettings(BaseModel):
     )
     compile: bool = Field(
         default=False,
-        description="compile augmentation, and layers that are tuned (torch.compile): a minute at the start, then faster steps "
-        "on a GPU",
+        description="compile augmentation, and layers of all but plain LoRA (torch.compile): a minute at the start, then faster "
+        "steps on a GPU",
     )
     num_workers: int | None = Field(
         default=None,

@@ -119,6 +119,11 @@ class Job:
                 f"quantization 'fp8' needs a GPU of compute capability 8.9 or later and dtype bfloat16 (given: {self.device}, "
                 f"{str(dtype).removeprefix('torch.')}); leave it out"
             )
+        if config.compile and self.is_fused and not config.augmentation:
+            raise ConfigurationError(
+                "compile has nothing to compile: the layers of a plain LoRA are fast as they are, and no augmentation is asked "
+                "for; leave it out"
+            )
         if config.feature_cache is not None and any(part_of(name) == "vision" for name in self.outline.shapes):
             raise ConfigurationError(
                 "feature_cache keeps what a frozen vision tower gives, and this run trains the tower; leave it out, or leave the "

@@ -283,8 +283,13 @@ class _Trainer:
         num_learned = sum(loss.num_learned for loss in losses)
         val_loss = sum(loss.total.item() for loss in losses) / num_learned
         accuracy = sum(loss.num_correct.item() for loss in losses) / num_learned
-        self.finiteness.note(self.state.step, losses[0].total.new_tensor(val_loss))
         self._require_finite(self.state.step)
+        if not math.isfinite(val_loss):
+            problem = (
+                f"the loss of {sum(not loss.total.isfinite() for loss in losses)} of {len(losses)} held-out rows is no number"
+            )
+            held_out = f"the held-out samples ({self.folder.path / HELD_OUT_FILE})"
+            raise ConfigurationError(self._stopped(self.state.step, problem, held_out))
         figures = {"val_loss": val_loss, "val_token_accuracy": accuracy}
         if answered := self.data.answered_indices:
             self._report(self.state.step, message=f"answering {len(answered)} held-out records")
@@ -303,16 +308,16 @@ class _Trainer:
         if bad_step is not None:
             raise ConfigurationError(self._stopped(bad_step, "the loss or its gradient is no longer a finite number"))
 
-    def _stopped(self, step: int, problem: str) -> str:
-        """Why the run cannot go on, what was learned then, and what is left."""
+    def _stopped(self, step: int, problem: str, samples: str = "") -> str:
+        """Why the run cannot go on, what to look at (by default what was learned then), and what is left."""
         sources, checkpoints = self.data.sources(step), self.folder.checkpoints
         more = f" and {len(sources) - _MAX_SOURCES} more" if sources[_MAX_SOURCES:] else ""
-        listed = ", ".join(sources[:_MAX_SOURCES]) + more
+        samples = samples or f"the samples of that step ({', '.join(sources[:_MAX_SOURCES])}{more})"
         saved = [each for each in saved_steps(checkpoints) if each < step]
         left = f"the last good checkpoint is {step_folder(checkpoints, saved[-1])}" if saved else "no checkpoint was made before"
         return (
             f"step {step}: {problem}; lower the learning rate (now {self.optimizers.highest_rate:g}), use bfloat16 or float32 in "
-            f"place of float16, or look at the samples of that step ({listed}); {left}"
+            f"place of float16, or look at {samples}; {left}"
         )
 
     def _report(

@@ -183,6 +183,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
+def test_a_held_out_loss_that_is_no_number_is_told_as_such(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(model: Any, *rest: Any) -> RowLoss:
+        loss = row_loss(model, *rest)
+        return loss if model.training else RowLoss(loss.total * float("nan"), loss.num_correct, loss.num_learned)
+
+    monkeypatch.setattr("yivl_core.training.sft.row_loss", spoilt)
+    message = r"step 2: the loss of 1 of 1 held-out rows is no number; lower .* or look at the held-out samples \(.*/val.jsonl\)"
+    with pytest.raises(ConfigurationError, match=message):
+        train(eval_steps=2, save_steps=1, val_fraction=0.3)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_layers_that_are_not_compiled_are_not_said_to_be(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"compile has nothing to compile: .* no augmentation is asked for; leave it out"
+    ):
+        train(compile=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("allocate", ["gpu", "cpu"])
 def test_rows_that_do_not_fit_into_memory_say_what_to_lower(allocate: str, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(*_: Any) -> RowLoss:

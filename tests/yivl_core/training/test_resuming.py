@@ -333,7 +333,7 @@ CHANGES: dict[str, Any] = {
     "num_epochs": 3, "max_length": 500, "too_long": "truncate", "row_tokens": 1, "val_fraction": 0.5, "eval_steps": 1,
     "save_steps": 1, "keep": "last", "seed": 1, "tuner": "full", "freeze_llm": True,
     "freeze_projector": True, "freeze_vision_tower": True, "projector_learning_rate": 0.02, "vision_learning_rate": 0.02,
-    "optimizer": "muon", "compile": True, "augmentation": 0.5, "max_shard_bytes": 2_000_000,
+    "optimizer": "muon", "augmentation": 0.5, "max_shard_bytes": 2_000_000,
     "cache_samples": True, "eval_answers": 1, "best_metric": "val_cer", "early_stopping_patience": 3,
 }  # fmt: skip
 
@@ -352,7 +352,7 @@ def test_resuming_with_another_setting_is_refused_by_name(
 
 
 def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, finished: TrainingConfig) -> None:
-    assert set(CHANGES) | {"dtype", "device", "quantization", "feature_cache"} | WITHOUT_EFFECT == set(
+    assert set(CHANGES) | {"dtype", "device", "quantization", "feature_cache", "compile"} | WITHOUT_EFFECT == set(
         TrainingSettings.model_fields
     )
     assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu", "recompute": "full"})), uninterrupted)
