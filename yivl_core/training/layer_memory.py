@@ -27,10 +27,10 @@ class LayerShape:
         active: F.
         num_heads, num_kv_heads, head_dim: H, G, E.
         num_layers: L.
-        num_adapters: of a layer.
+        is_tuned: whether weights of the layers are.
         adapted: how many values the adapters' first halves give for a token.
         is_all_adapted: whether the inputs of all products are wanted in the backward pass.
-        adapted_outputs: outputs of the adapters of a layer.
+        adapted_inputs, adapted_outputs: inputs and outputs of the adapters of a layer.
         scaled: of these, those that DoRA scales.
         decomposed: weights of a layer that DoRA decomposes.
         decomposing: values that it makes of the largest of them meanwhile.
@@ -43,9 +43,10 @@ class LayerShape:
     num_kv_heads: int
     head_dim: int
     num_layers: int
-    num_adapters: int
+    is_tuned: bool
     adapted: int
     is_all_adapted: bool
+    adapted_inputs: int
     adapted_outputs: int
     scaled: int
     decomposed: int
@@ -96,13 +97,15 @@ class LayerShape:
     def plain_bytes(self, recompute: Recompute, itemsize: int) -> tuple[int, int]:
         """Bytes for a token that autograd keeps of a layer of the model of record, and that the largest step takes beside.
 
-        Norms keep their input in float32 too; each adapter its input, in float32, before and after dropout.
+        Norms keep their input in float32; each adapter its own, in float32 after dropout, and what was dropped. Weights that are
+        tuned keep their inputs too.
         """
         heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         products = (heads + 2 * kv_heads + 2 * self.width + self.inner) * itemsize
-        norms = 2 * self.width * (4 + 2 * itemsize)
-        all_bytes = norms + products + (heads + self.width + 2 * self.active) * itemsize + 4 * self.num_heads
-        all_bytes += 9 * self.width * self.num_adapters + 8 * self.scaled
+        attention = (2 * heads + 2 * kv_heads) * itemsize + 4 * self.num_heads
+        all_bytes = 8 * self.width + attention + (self.inner + self.active) * itemsize
+        all_bytes += (7 * self.width + self.active) * itemsize if self.is_tuned else 0
+        all_bytes += 5 * self.adapted_inputs + 8 * self.scaled
         working = 2 * self.inner * itemsize + 4 * self.width * itemsize
         if recompute == "none":
             return all_bytes, working
@@ -152,9 +155,10 @@ def _adapters(trained: Mapping[str, tuple[int, ...]], part: str) -> dict[str, An
     outputs = {name: trained[name.replace(".lora_A.", ".lora_B.")][0] for name in most}
     sides = [(outputs[name], trained[name][1]) for name in most if name.replace(".lora_A.", ".lora_magnitude_vector.") in trained]
     return {
-        "num_adapters": len(most),
+        "is_tuned": any(".layers." in name and ".lora_" not in name and part_of(name) == part for name in trained),
         "adapted": sum(trained[name][0] for name in most),
         "is_all_adapted": any(".mlp." in name for name in most),
+        "adapted_inputs": sum(trained[name][1] for name in most),
         "adapted_outputs": sum(outputs.values()),
         "scaled": sum(rows for rows, _ in sides),
         "decomposed": sum(rows * columns for rows, columns in sides),
