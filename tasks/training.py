@@ -10,7 +10,7 @@ from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.model.files import checkpoint_digest
-from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSettings, TrainingSummary
+from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 from yivl_core.training.result import are_held_out_images_there, is_result_whole
 
 
@@ -27,7 +27,7 @@ def training_key(settings: TrainingSettings, model: str, dataset: str, val_datas
         CheckpointError, DatasetError: a folder is not what it should be.
     """
     return content_key(
-        settings=settings.model_dump(include=set(TrainingSettings.model_fields) - WITHOUT_EFFECT),
+        settings=settings.deciding,
         model=checkpoint_digest(model),
         dataset=ValidatedDataset.open(dataset).digest,
         val_dataset=ValidatedDataset.open(val_dataset).digest if val_dataset else None,

@@ -58,6 +58,9 @@ def test_a_training_is_known_by_content_and_settings(tiny_checkpoint, dataset, t
     ]
     assert same == key
     assert len({key, *others}) == 5
+    cached = {training_key(TrainingSettings(feature_cache=place), model, dataset, None) for place in ("here", "there")}
+    assert len(cached) == 1
+    assert cached.isdisjoint({key})
 
 
 def test_the_source_of_the_core_is_part_of_every_key(monkeypatch):

@@ -80,16 +80,16 @@ def require_nf4(device: torch.device, dtype: torch.dtype) -> None:
     """
     try:
         from bitsandbytes.nn import Linear4bit
+
+        layer = Linear4bit(_BLOCK, _BLOCK, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
+        inputs = torch.ones(1, 2, _BLOCK, dtype=dtype, device=device, requires_grad=True)
+        layer(inputs).sum().backward()
     except ImportError as error:
         raise ConfigurationError(
             "quantization 'nf4' needs the package bitsandbytes, which is not installed; run pip install 'yivl[quant]', or leave "
             "quantization out"
         ) from error
-    try:
-        layer = Linear4bit(_BLOCK, _BLOCK, bias=False, compute_dtype=dtype, quant_type="nf4").to(device)
-        inputs = torch.ones(1, 2, _BLOCK, dtype=dtype, device=device, requires_grad=True)
-        layer(inputs).sum().backward()
-    except (RuntimeError, AttributeError) as error:  # as its libraries fail to load, or know no such device
+    except (OSError, RuntimeError, AttributeError) as error:  # as its libraries fail to load, or know no such device
         raise ConfigurationError(
             f"quantization 'nf4': bitsandbytes cannot work on {device} in {str(dtype).removeprefix('torch.')} ({error}); install "
             "a version of it for this device, give another device, or leave quantization out"

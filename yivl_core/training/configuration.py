@@ -1,7 +1,7 @@
 """What a user decides about a training run. No torch here: flows and the command line read it too."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -126,6 +126,7 @@ class TrainingSettings(BaseModel):
     )
     feature_cache: str | None = Field(
         default=None,
+        min_length=1,
         description="folder that keeps what a frozen vision tower gives of each image, for this run and later ones; pays where "
         "images are learned more than once; default: none",
     )
@@ -164,6 +165,12 @@ class TrainingSettings(BaseModel):
         """The learning rate, that of the tuner where none was given."""
         return self.learning_rate or (_LORA_RATE if self.tuner == "lora" else _FULL_RATE)
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Every setting that decides the result; of a feature cache that there is one, wherever it lies."""
+        settings = self.model_dump(include=set(TrainingSettings.model_fields) - WITHOUT_EFFECT)
+        return settings | {"feature_cache": None if self.feature_cache is None else True}
+
     @model_validator(mode="after")
     def _goes_together(self) -> "TrainingSettings":
         other, fields = ("full", _OF_FULL) if self.tuner == "lora" else ("lora", _OF_LORA)
@@ -181,8 +188,9 @@ class TrainingSettings(BaseModel):
             raise ValueError("`eval_answers` cannot be had with `quantization` fp8, which only trains; leave one of them out")
         if self.quantization == "fp8" and self.use_dora:
             raise ValueError("`quantization` fp8 is for plain LoRA, and `use_dora` is given; leave one of them out, or give nf4")
-        if self.feature_cache is not None and self.augmentation:
-            raise ValueError("`augmentation` changes images, and `feature_cache` keeps what they gave; leave one of them out")
+        for name in ("augmentation", "cache_samples"):
+            if self.feature_cache is not None and getattr(self, name):
+                raise ValueError(f"`feature_cache` keeps what images gave, and `{name}` needs the images; leave one of them out")
         for rate, freeze in _RATES_AND_SWITCHES.items():
             if getattr(self, freeze) and getattr(self, rate) is not None:
                 raise ValueError(f"`{rate}` is given for what `{freeze}` leaves as it is; leave one of them out")

@@ -52,7 +52,9 @@ class Job:
         self.outline = outline_tuning(self.base, config)
         self.is_fused = FusedModel.fits(self.outline.model)
         self._require_possible()
-        self.features = None if config.feature_cache is None else open_features(config.feature_cache, self.base, self.dtype)
+        self.features = (
+            None if config.feature_cache is None else open_features(config.feature_cache, self.base, self.dtype, self.device)
+        )
         self.data = TrainingData(config, self.base, self.device, on_progress, self.features)
         self._require_images()
         self.row_tokens = self._row_tokens(output)
@@ -87,7 +89,7 @@ class Job:
             ConfigurationError: they do not.
         """
         require_memory(self.base, self.outline.shapes, self.config, self.dtype, self.device)
-        if self.features is not None:
+        if self.features is not None and self.data.num_unseen:
             self.features.require_room(self.data.num_unseen)
 
     def _row_tokens(self, output: Path) -> int:

@@ -93,7 +93,7 @@ def _num_memories(trained: Mapping[str, tuple[int, ...]], config: TrainingConfig
 
 def _smaller(config: TrainingConfig) -> str:
     if not _is_full(config):
-        return ""
+        return "" if config.quantization == "nf4" else "set quantization nf4, or "
     switches = [name for name in ("freeze_llm", "freeze_projector", "freeze_vision_tower") if not getattr(config, name)]
     return f"use tuner lora, leave a part as it is ({', '.join(switches)}), or "
 

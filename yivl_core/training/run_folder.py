@@ -30,6 +30,7 @@ from yivl_core.errors import OutputError
 from yivl_core.locks import LOCK_NAME, sole_user
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from yivl_core.storage import is_temporary, publish_bytes, publish_file, remove_unfinished, storage_errors
+from yivl_core.training.configuration import TrainingSettings
 from yivl_core.training.result import RESULT_FOLDERS
 
 _DATASETS = ("dataset", "val_dataset")  # where the flow `sft` puts what it validates
@@ -141,6 +142,8 @@ class RunFolder:
         lines = []
         for block in _DECIDING:
             there, now = found.get(block, {}), self._content[block]
+            if block == "settings":  # a run of an earlier version knows fewer
+                there = {name: field.default for name, field in TrainingSettings.model_fields.items() if name in now} | there
             different = [key for key in (there | now) if there.get(key) != now.get(key)]
             lines += [f"{block}.{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different]
         if lines:

@@ -23,7 +23,7 @@ from yivl_core.storage import local_path, publish_folder
 from yivl_core.training.answers import score_answers
 from yivl_core.training.augmentation import augment
 from yivl_core.training.checkpoint import TrainingState, load_training, save_training, saved_steps, step_folder
-from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSummary
+from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 from yivl_core.training.features import write_features
 from yivl_core.training.fused import FusedModel
 from yivl_core.training.health import Divergence, Finiteness
@@ -128,13 +128,12 @@ class _Trainer:
 
     def run(self) -> None:
         """All steps that are left."""
-        if self.features is not None and self.data.num_unseen:
-            images = self.data.unseen()
-            self.model.eval()
-            write_features(self.features, self.model, self.data.preprocessor, images, self.data.num_unseen, self._on_progress)
         self.state = load_training(self.folder.checkpoints, self.tuning, self.optimizers, logged_steps(self.folder.path))
         if self.state.scaler:
             self.scaler.load_state_dict(self.state.scaler)
+        if self.features is not None and self.state.step < self.total_steps and (num_unseen := self.data.num_unseen):
+            self.model.eval()
+            write_features(self.features, self.model, self.data.preprocessor, self.data.unseen(), num_unseen, self._on_progress)
         self.metrics = Metrics(self.folder.path, self.state.step)
         for loss in self.metrics.losses:
             self.divergence.note(loss)
@@ -347,10 +346,8 @@ def _is_finished(folder: RunFolder) -> bool:
 
 def _settings(config: TrainingConfig, row_tokens: int) -> dict[str, Any]:
     """Every setting that decides the result; places of files count by their content, see the manifest's other blocks."""
-    places = {"model", "dataset", "val_dataset", "output", "resume", "device", "dtype"}
-    resolved = {"learning_rate": config.highest_learning_rate, "row_tokens": row_tokens}
-    resolved |= {"feature_cache": config.feature_cache is not None}
-    return config.model_dump(exclude=places | WITHOUT_EFFECT) | resolved
+    settings = {name: value for name, value in config.deciding.items() if name not in ("device", "dtype")}
+    return settings | {"learning_rate": config.highest_learning_rate, "row_tokens": row_tokens}
 
 
 def _manifest(job: Job) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Features of a frozen tower on disk: the same training, without decoding and tower."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +14,20 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.data.images import ImageStore
 from yivl_core.data.validation import validate_dataset
 from yivl_core.digests import digest_file
-from yivl_core.errors import ConfigurationError, StorageError
+from yivl_core.errors import ConfigurationError, OutputError, StorageError
 from yivl_core.model.files import open_checkpoint
 from yivl_core.model.modeling import YiVLModel
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import Processor
-from yivl_core.progress import Progress
+from yivl_core.progress import Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSettings, TrainingSummary
-from yivl_core.training.features import FeatureFiles, open_features
+from yivl_core.training.features import FeatureFiles, open_features, tower_features, write_features
+from yivl_core.training.packing import pack
+from yivl_core.training.samples import SampleReader
 
 Train = Callable[..., TrainingSummary]
 MakeDataset = Callable[..., Path]
@@ -79,6 +83,33 @@ def test_features_are_what_the_tower_gives_of_the_image(train: Train, dataset: P
         with torch.no_grad():
             expected = model.model.get_vision_features(pixel_values)[0]
         torch.testing.assert_close(load_file(files[digest])["features"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [["<image>a<image>b"], ["<image>c", "no image", "<image>d<image>e"]])
+def test_features_stand_where_pixels_would(queries: list[str], tiny_checkpoint: Path, dataset: Path, tmp_path: Path) -> None:
+    """Two different images and one of them again, in one round or in several, beside a sample without any."""
+    names = ["a.png", "b.png", "a.png"][: sum(query.count("<image>") for query in queries)]
+    for number, name in enumerate(("a.png", "b.png")):
+        shutil.copyfile(dataset.parent / f"{number}-0.png", tmp_path / name)
+    *earlier, last = queries
+    row = {"query": last, "response": "Yes.", "images": names, "history": [[query, "Yes."] for query in earlier]}
+    rows = [row, {"query": "And now?", "response": "No."}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    validate_dataset(ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(tmp_path / "data")))
+    files = open_features(str(tmp_path / "features"), open_checkpoint(tiny_checkpoint), torch.float32, torch.device("cpu"))
+    validated, model = ValidatedDataset.open(str(tmp_path / "data")), load_model(tiny_checkpoint)
+    plain, reader = (SampleReader(validated, tiny_checkpoint, None, each) for each in (None, files))
+    preprocessor = plain.processor.preprocessor
+    write_features(files, model, preprocessor, [reader.unseen([0, 1])], 2, ignore_progress)
+    assert len(stored(tmp_path / "features")) == 2
+    [row_of_pixels], [row_of_features] = (pack([each.load(1), each.load(0)], 1000) for each in (plain, reader))
+    expected = tower_features(model, preprocessor.normalise(row_of_pixels.pixels.squares()))
+    assert row_of_features.features is not None
+    assert row_of_features.pixels.num_images == 0
+    torch.testing.assert_close(row_of_features.features, expected, rtol=1e-4, atol=1e-5)
+    assert len(expected) == len(names)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+    assert torch.equal(row_of_features.image_places, row_of_pixels.image_places)
 
 
 def test_only_what_is_not_there_is_made_and_each_image_once(train: Train, make_dataset: MakeDataset, cache: Path) -> None:
@@ -137,11 +168,19 @@ def test_a_run_that_was_killed_while_they_were_made_goes_on(train: Train, make_d
     assert train(feature_cache=str(cache), resume=True, **settings).result_digest == whole.result_digest
 
 
+def test_a_run_is_gone_on_with_as_it_began_wherever_the_cache_is(train: Train, cache: Path) -> None:
+    first = train(feature_cache=str(cache))
+    cache.rename(cache.with_name("moved"))
+    assert train(feature_cache=str(cache.with_name("moved")), resume=True).result_digest == first.result_digest
+    with pytest.raises(OutputError, match=r"\n  settings.feature_cache: True there, None now$"):
+        train(resume=True)
+
+
 def test_towers_dtypes_and_preparations_never_share_features(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def place(checkpoint: Path, dtype: torch.dtype = torch.float32) -> FeatureFiles:
-        return open_features(str(tmp_path / "features"), open_checkpoint(checkpoint), dtype)
+        return open_features(str(tmp_path / "features"), open_checkpoint(checkpoint), dtype, torch.device("cpu"))
 
-    def changed(name: str, file: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+    def changed(name: str, file: str | Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         folder = tmp_path / name
         shutil.copytree(tiny_checkpoint, folder)
         path = folder / file
@@ -163,9 +202,11 @@ def test_towers_dtypes_and_preparations_never_share_features(tiny_checkpoint: Pa
     others = [
         place(tiny_checkpoint, torch.bfloat16),
         place(changed("tower", f"{vision}/model.safetensors", add("layers.0"))),
+        place(changed("layer", "config.json", lambda content: content.update(mm_vision_select_layer=-3))),
+        place(changed("activation", f"{vision}/config.json", lambda content: content.update(hidden_act="quick_gelu"))),
         place(changed("mean", f"{vision}/preprocessor_config.json", lambda content: content.update(image_mean=[0.4, 0.4, 0.4]))),
     ]
-    assert len({files.folder for files in (first, *others)}) == 4
+    assert len({files.folder for files in (first, *others)}) == 6
     assert place(changed("decoder", "model.safetensors", add("lm_head"))) == first
 
 
@@ -173,20 +214,47 @@ def test_a_damaged_file_and_a_full_disk_are_told_with_the_remedy(
     train: Train, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("yivl_core.training.features.save_tensors", _full)
+        patch.setattr("yivl_core.training.features.publish_bytes", _full)
         with pytest.raises(StorageError, match="the disk is full; free some space and run it again"):
             train(feature_cache=str(cache))
     train(feature_cache=str(cache), resume=True)
+    whole = train("whole", feature_cache=str(cache)).result_digest
     path = min(stored(cache).values())
-    path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(StorageError, match=rf"{path.name}: features of an image cannot be read .* remove that file and resume"):
-        train("again", feature_cache=str(cache))
-    path.unlink()
-    train("again", feature_cache=str(cache), resume=True)
+    content = path.read_bytes()
+    for number, damaged in enumerate([b"\xff" * len(content), content[:-1] + bytes([content[-1] ^ 1])]):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            StorageError, match=rf"{path.name}: features of an image were damaged, .*; resume the run, which makes"
+        ):
+            train(str(number), feature_cache=str(cache), num_epochs=1)
+        assert train(str(number), feature_cache=str(cache), num_epochs=1, resume=True).result_digest == whole
 
 
-def _full(path: Path, _: Any) -> None:
-    raise OSError(28, "No space left on device", str(path))
+def _full(url: str, _: bytes) -> None:
+    raise StorageError(f"{url}: the disk is full; free some space and run it again")
+
+
+def test_features_that_are_gone_in_the_middle_of_a_run_are_made_anew_when_it_is_resumed(train: Train, cache: Path) -> None:
+    def clear(progress: Progress) -> None:
+        if progress.stage == "train" and progress.done == 1:
+            shutil.rmtree(cache, ignore_errors=True)
+
+    with pytest.raises(StorageError, match=r"there is no such file .*; features of an image are kept there; resume"):
+        train(feature_cache=str(cache), on_progress=clear, num_epochs=3)
+    assert not stored(cache)
+    train(feature_cache=str(cache), resume=True, num_epochs=3)
+
+
+def test_two_runs_may_fill_a_cache_at_the_same_time(train: Train, make_dataset: MakeDataset, cache: Path) -> None:
+    settings: dict[str, Any] = {"dataset": str(make_dataset(60)), "keep": "last", "num_epochs": 0.3}
+    others: list[TrainingSummary] = []
+
+    def train_another(progress: Progress) -> None:
+        if progress.stage == "features" and not others:
+            others.append(train("other", feature_cache=str(cache), **settings))
+
+    one = train("one", feature_cache=str(cache), on_progress=train_another, **settings)
+    assert others[0].result_digest == one.result_digest
 
 
 def test_what_has_no_room_is_refused_before_anything_is_written(
@@ -194,13 +262,32 @@ def test_what_has_no_room_is_refused_before_anything_is_written(
 ) -> None:
     usage, disk = shutil.disk_usage(tmp_path), tmp_path / "small disk"
     disk.mkdir()
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=50_000) if place == disk else usage)
-    with pytest.raises(
-        ConfigurationError, match=r"the features of 12 images take 0.1 MB, and 0.1 MB are free on that disk; choose"
-    ):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=50_000) if disk in place.parents else usage)
+    with pytest.raises(ConfigurationError, match=r"disk/features: the features of 12 images take 0.1 MB, and 0.1 MB are free"):
         train(feature_cache=str(disk / "features"))
-    assert not any(disk.iterdir())
+    assert not stored(disk)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_one_is_refused_before_anything_is_written(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"feature_cache /.*/file.*: a part of this path is a file, not a folder; check"):
+        train(feature_cache=str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match=r"s3://bucket/features: a cache of features has to be a folder on this machine"):
+        train(feature_cache="s3://bucket/features")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_killed_runs_left_half_written_long_ago_is_removed(train: Train, cache: Path) -> None:
+    train("first", feature_cache=str(cache))
+    path = min(stored(cache).values())
+    path.unlink()
+    old, new = (path.with_name(f".{path.name}.tmp-{name}") for name in ("0123456789ab", "ba9876543210"))
+    for place in (old, new):
+        place.touch()
+    os.utime(old, (1, 1))
+    train("second", feature_cache=str(cache))
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("settings", [{"target_modules": "all"}, {"tuner": "full"}])
@@ -209,9 +296,12 @@ def test_a_tower_that_is_trained_has_no_features_to_keep(settings: dict[str, Any
         train(feature_cache=str(cache), **settings)
 
 
-def test_images_that_are_changed_have_none_either() -> None:
-    with pytest.raises(ValidationError, match="`augmentation` changes images, and `feature_cache` keeps what they gave; leave"):
-        TrainingSettings(augmentation=0.5, feature_cache="features")
+@pytest.mark.parametrize(("name", "value"), [("augmentation", 0.5), ("cache_samples", True)])
+def test_what_needs_the_images_goes_without(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=f"`feature_cache` keeps what images gave, and `{name}` needs the images; leave"):
+        TrainingSettings(feature_cache="features", **{name: value})
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        TrainingSettings(feature_cache="")
 
 
 def test_answers_are_given_to_images_not_to_features(train: Train, cache: Path) -> None:

@@ -24,6 +24,7 @@ from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import OutputError, StorageError
 from yivl_core.model.random_checkpoint import write_random_checkpoint
 from yivl_core.model.tensors import save_tensors
+from yivl_core.outputs.manifest import write_manifest
 from yivl_core.progress import Progress
 from yivl_core.training.checkpoint import save_training
 from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSettings, TrainingSummary
@@ -356,10 +357,24 @@ def test_only_what_decides_no_figure_may_change(uninterrupted: TrainingSummary, 
         TrainingSettings.model_fields
     )
     assert_equal_runs(resume(finished.model_copy(update={"log_steps": 3, "device": "cpu", "recompute": "full"})), uninterrupted)
-    with pytest.raises(OutputError, match=r"\n  settings.feature_cache: False there, True now$"):
-        resume(finished.model_copy(update={"feature_cache": "features"}))
     with pytest.raises(OutputError, match=r"\n  numerics.dtype: 'float32' there, 'bfloat16' now$"):
         resume(finished.model_copy(update={"dtype": "bfloat16"}))
+
+
+def test_a_run_of_a_version_with_fewer_settings_is_gone_on_with(
+    uninterrupted: TrainingSummary, finished: TrainingConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted.output, tmp_path / "earlier")
+    path = tmp_path / "earlier" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    for name in ("use_dora", "loraplus_lr_ratio", "feature_cache"):
+        del manifest["settings"][name]
+    write_manifest(str(path), manifest, manifest.pop("times"))
+    earlier = finished.model_copy(update={"output": str(tmp_path / "earlier")})
+    assert resume(earlier).result_digest == uninterrupted.result_digest
+    with pytest.raises(OutputError, match=r"\n  settings.use_dora: False there, True now$"):
+        resume(earlier.model_copy(update={"use_dora": True}))
 
 
 def test_resuming_with_other_data_or_another_base_is_refused_by_name(
