@@ -77,8 +77,11 @@ def test_a_sample_of_the_published_shape_takes_the_operations_that_are_known() -
         ),
     )  # fmt: skip
     shapes = {f"model.language_model.layers.0.self_attn.q_proj.lora_{half}.default.weight": (8, 4096) for half in "AB"}
-    row = SimpleNamespace(lengths=(1100,), num_learned=76, pixels=SimpleNamespace(num_images=1))
+    row = SimpleNamespace(lengths=(1100,), num_learned=76, features=None, pixels=SimpleNamespace(num_images=1))
     assert OperationCount(published, shapes).count([cast(PackedBatch, row)]) == pytest.approx(26.9e12, rel=0.01)
+    row = SimpleNamespace(lengths=(1100,), num_learned=76, features=[None], pixels=SimpleNamespace(num_images=0))
+    without_tower = OperationCount(published, shapes).count([cast(PackedBatch, row)])
+    assert without_tower == pytest.approx(26.9e12 - 2 * 0.63e9 * 1025 - 1.2e11, rel=0.01), "0.63 billion weights, and attention"
 
 
 def test_the_peak_is_in_operations_a_second() -> None:
