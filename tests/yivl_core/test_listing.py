@@ -186,7 +186,7 @@ def peak_of_listing(num_pages: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_the_memory_of_a_listing_does_not_grow_with_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (peak_of_listing(num_pages, monkeypatch) for num_pages in (3, 30))
-    assert many < 1.2 * few + 50_000
+    assert many < few + 1_000_000, "27,000 more files, kept, would take several times that; other threads' memory is counted too"
 
 
 def test_the_state_on_a_disk_is_size_and_time_of_change(tmp_path: Path) -> None:
