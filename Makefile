@@ -36,7 +36,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_preparation.py
 	$(BIN)/python tests/benchmarks/bench_folder.py --num-images 20000
 	$(BIN)/python tests/benchmarks/bench_folder.py --num-images 600 --shard-size 200 --shard-seconds 20
-	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py && $(BIN)/python tests/benchmarks/bench_fp8_quality.py && $(BIN)/python tests/benchmarks/bench_start.py && $(BIN)/python tests/benchmarks/bench_shards.py && $(BIN)/python tests/benchmarks/bench_training.py --case free --case 19GB --peer 4,checkpointing; fi
+	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py && $(BIN)/python tests/benchmarks/bench_fp8_quality.py && $(BIN)/python tests/benchmarks/bench_start.py && $(BIN)/python tests/benchmarks/bench_shards.py && $(BIN)/python tests/benchmarks/bench_training.py --case free --case 19GB --case "feature cache" --peer 4,checkpointing && $(BIN)/python tests/benchmarks/bench_training_quality.py; fi
 
 clean:
 	rm -rf .venv .demo build *.egg-info

@@ -141,11 +141,12 @@ class YiVLModel(YiVLPreTrainedModel):
         embeds: torch.Tensor = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))  # [B, S, D]
         if image_places is None:
             image_places = is_image.flatten().nonzero().flatten()
-        features = embeds.new_empty(0, embeds.shape[-1])
-        if vision_features is None and pixel_values is not None and len(pixel_values):
-            vision_features = self.get_vision_features(pixel_values)
+        features = embeds.new_empty(0, 1, embeds.shape[-1])  # [N, P, D]
         if vision_features is not None:
-            features = self.mm_projector(vision_features).to(embeds.dtype).flatten(0, 1)  # [N * P, D]
+            features = self.mm_projector(vision_features)
+        elif pixel_values is not None and len(pixel_values):
+            features = self.get_image_features(pixel_values)
+        features = features.to(embeds.dtype).flatten(0, 1)  # [N * P, D]
         if len(image_places) != len(features):
             raise ValueError(f"{len(image_places)} places for image tokens in input_ids, but {len(features)} image features")
         # A copy to places that are known needs no count of them, neither here nor in the backward pass.
