@@ -31,6 +31,20 @@ class ValidationConfig(BaseModel):
         le=MAX_PIXELS_LIMIT,
         description="most pixels (width x height) of an image; a larger one is an error, found before it is decoded",
     )
+    policy: tuple[str, ...] = Field(
+        default=(),
+        description="what is done about a kind of finding, as KIND=stop, KIND=quarantine or KIND=warn; "
+        "default: errors are quarantined, warnings told",
+    )
+    apart_from: tuple[str, ...] = Field(
+        default=(), description="validated datasets with which no question and no image may be shared: what is held out for tests"
+    )
+    model: str | None = Field(
+        default=None, description="folder of a checkpoint with whose tokenizer the length of each record is counted"
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="most tokens of a record, images included; default: any number; needs a model"
+    )
     num_workers: int | None = Field(
         default=None,
         ge=0,

@@ -29,10 +29,30 @@ KINDS: dict[str, str] = {
     "bom": "the file starts with a byte order mark",
     "unknown_field": "a field is not known, and is kept in `meta`",
     "duplicate_record": "the same record with the same images came before",
+    "duplicate_image": "the same image came before under another address",
+    "leaked_record": "the same question on the same images stands in a dataset to be kept apart",
+    "leaked_image": "the same image is in a dataset to be kept apart",
+    "too_long": "the record has more tokens than the model may read",
     "animated": "an image has further frames or pages, which are left out",
     "extension_mismatch": "an image's content is of another format than its name says",
     "tiny": "an image is only a few pixels wide or high",
 }
+
+# A record with one of these, and nothing worse, can be used.
+WARNING_KINDS = frozenset(
+    {
+        "bom",
+        "unknown_field",
+        "duplicate_record",
+        "duplicate_image",
+        "leaked_record",
+        "leaked_image",
+        "too_long",
+        "animated",
+        "extension_mismatch",
+        "tiny",
+    }
+)
 
 _MAX_SHOWN_CHARS = 80
 

@@ -64,8 +64,13 @@ def note_json(source: Source, images: Sequence[ImageInfo]) -> dict[str, Any]:
     return {
         "file": source.file,
         "line": source.line,
-        "images": [{name: getattr(image, name) for name in _NotedImage.model_fields} for image in images],
+        "images": [image_note(image) for image in images],
     }
+
+
+def image_note(image: ImageInfo) -> dict[str, Any]:
+    """The part of the note that tells of an image."""
+    return {name: getattr(image, name) for name in _NotedImage.model_fields}
 
 
 def take_note(values: dict[str, Any]) -> ValidatedNote | None:

@@ -9,18 +9,18 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
 from yivl_core.errors import ConfigurationError
 from yivl_core.storage import open_binary
 
+MAX_KEPT_CHARS = 2000  # of a rejected line, for the quarantine
 JSON_COLUMNS = frozenset({"history", "images", "references", "meta"})
 
 _BOM = b"\xef\xbb\xbf"
 _BLOCK_BYTES = 1 << 16
-_MAX_KEPT_CHARS = 2000  # of a rejected line, for the quarantine
 _NOT_TEXT = {
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
@@ -55,6 +55,21 @@ class RawRow(NamedTuple):  # which is made in half the time of a dataclass
     contents: Mapping[str, bytes] = MappingProxyType({})
 
 
+class Lines(NamedTuple):
+    """Lines of jsonl that nobody has looked at yet.
+
+    Attributes:
+        first: number of the first one, from 1.
+        data: all of them, with their ends.
+    """
+
+    first: int
+    data: bytes
+
+
+Row = TypeVar("Row", bound=RawRow | Lines, covariant=True)
+
+
 def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     """The rows of a file, blank lines left out; after a finding about the whole file, nothing more.
 
@@ -75,12 +90,34 @@ def split_raw_rows(url: str, max_line_bytes: int) -> Iterator[RawRow]:
     return _rows(url, reader, max_line_bytes)
 
 
+def split_lines(url: str, max_line_bytes: int, num_bytes: Callable[[], int]) -> Iterator[RawRow | Lines]:
+    """As `split_raw_rows`, with most lines of jsonl in blocks, to be split by `lines_of` where they are parsed.
+
+    Args:
+        url: as there.
+        max_line_bytes: as there.
+        num_bytes: about how many bytes the next block should have.
+    """
+    if PurePosixPath(url).suffix.lower() != ".jsonl":
+        return split_raw_rows(url, max_line_bytes)
+    return _rows(url, lambda file, max_bytes: _read_line_blocks(file, max_bytes, num_bytes), max_line_bytes)
+
+
+def lines_of(lines: Lines, max_line_bytes: int) -> Iterator[RawRow]:
+    """The rows of a block, as `split_raw_rows` gives them."""
+    for number, line in enumerate(lines.data.split(b"\n"), lines.first):
+        if len(line) > max_line_bytes and len(line.rstrip(b"\r")) > max_line_bytes:
+            yield RawRow(line=number, findings=[_too_long(max_line_bytes)])
+        elif data := line.strip():
+            yield RawRow(line=number, json=data, num_bytes=len(data))
+
+
 def parse_raw_row(row: RawRow, reader: StrictJsonReader) -> RawRow:
     """A row of `split_raw_rows` with its values, or with what is wrong with them."""
     if row.json is None:
         return row
     text, findings = _decode(row.json)
-    kept = text[:_MAX_KEPT_CHARS]
+    kept = text[:MAX_KEPT_CHARS]
     value = None
     if not findings:
         try:
@@ -91,7 +128,7 @@ def parse_raw_row(row: RawRow, reader: StrictJsonReader) -> RawRow:
     return parsed._replace(findings=[*parsed.findings, *row.findings])
 
 
-def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_line_bytes: int) -> Iterator[RawRow]:
+def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[Row]], max_line_bytes: int) -> Iterator[Row | RawRow]:
     with open_binary(url) as opened, io.BufferedReader(cast(io.RawIOBase, opened)) as file:
         head = file.peek(8)
         for magic, (what, remedy) in _NOT_TEXT.items():
@@ -103,7 +140,7 @@ def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[RawRow]], max_li
             file.read(len(_BOM))
         is_empty = True
         for row in reader(file, max_line_bytes):
-            if is_empty and has_bom:
+            if is_empty and has_bom and isinstance(row, RawRow):
                 bom = warning("bom", "the file starts with a byte order mark", "save it as UTF-8 without BOM")
                 row = row._replace(findings=[*row.findings, bom])
             is_empty = False
@@ -157,6 +194,31 @@ def _read_jsonl(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
             yield RawRow(line=number, json=data, num_bytes=len(data))
 
 
+def _read_line_blocks(file: IO[bytes], max_bytes: int, num_bytes: Callable[[], int]) -> Iterator[RawRow | Lines]:
+    """The first record alone, since it shows what the file is, then lines in blocks. At most a block and a line are held."""
+    first = next(_read_jsonl(file, max_bytes), None)
+    if first is None:
+        return
+    yield first
+    if first.line is None:
+        return
+    number, rest = first.line + 1, b""
+    while data := file.read(num_bytes()):
+        data = rest + data
+        end = data.rfind(b"\n") + 1
+        if end:
+            yield Lines(number, data[:end])
+            number += data.count(b"\n", 0, end)
+        rest = data[end:]
+        if len(rest) > max_bytes + 2:  # room for \r\n
+            while (more := file.readline(_BLOCK_BYTES)) and not more.endswith(b"\n"):
+                pass
+            yield RawRow(line=number, findings=[_too_long(max_bytes)])
+            number, rest = number + 1, b""
+    if rest:
+        yield Lines(number, rest)
+
+
 def _object_row(line: int | None, text: str, value: Any, findings: list[Finding], num_bytes: int = 0) -> RawRow:
     if not findings and not isinstance(value, dict):
         message = f"a record has to be a JSON object, this is {shown(value)}"
@@ -192,11 +254,11 @@ def _list_items(text: str, position: int, max_bytes: int) -> Iterator[RawRow]:
             message = f"{cause.finding.message}; nothing behind it was read"
             yield RawRow(
                 line=line,
-                text=text[position : position + _MAX_KEPT_CHARS],
+                text=text[position : position + MAX_KEPT_CHARS],
                 findings=[error(cause.finding.kind, message, "write the items of the list as JSON objects")],
             )
             return
-        kept = text[position : min(end, position + _MAX_KEPT_CHARS)]
+        kept = text[position : min(end, position + MAX_KEPT_CHARS)]
         num_bytes = len(text[position:end].encode(errors="surrogatepass"))
         if num_bytes > max_bytes:
             yield RawRow(line=line, text=kept, findings=[_too_long(max_bytes)])
@@ -241,9 +303,9 @@ def _read_csv(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
                 yield RawRow(line=None, findings=[*findings, problem])
                 return
         elif findings:
-            yield RawRow(line=number, text=text[:_MAX_KEPT_CHARS], findings=findings)
+            yield RawRow(line=number, text=text[:MAX_KEPT_CHARS], findings=findings)
         else:
-            yield _csv_row(number, text[:_MAX_KEPT_CHARS], header, cells, len(data))
+            yield _csv_row(number, text[:MAX_KEPT_CHARS], header, cells, len(data))
 
 
 def _csv_texts(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:

@@ -9,10 +9,11 @@ Rows come one at a time, in the order of the file; none is left out but blank li
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, Source
@@ -80,6 +81,8 @@ class RowReader:
         image_root: folder that image addresses are relative to; None: see `read_rows`.
         purpose: training needs a response in each record.
         query: what is asked in place of what a row says; None: nothing.
+        max_line_bytes: longest line that is read.
+        file_number: which of the files that are read together it is.
     """
 
     file: str
@@ -87,9 +90,18 @@ class RowReader:
     image_root: Folder | None
     purpose: Purpose
     query: str | None = None
+    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
+    file_number: int = 0
 
     @classmethod
-    def of_file(cls, url: str, image_root: str | None, purpose: Purpose, query: str | None = None) -> "RowReader":
+    def of_file(
+        cls,
+        url: str,
+        image_root: str | None,
+        purpose: Purpose,
+        query: str | None = None,
+        max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    ) -> "RowReader":
         """The reader of a file's rows.
 
         Raises:
@@ -97,7 +109,14 @@ class RowReader:
         """
         _check_file(url)
         root = None if image_root is None else open_root(image_root)
-        return cls(file=readable(url), folder=to_folder(parent(url)), image_root=root, purpose=purpose, query=query)
+        return cls(
+            file=readable(url),
+            folder=to_folder(parent(url)),
+            image_root=root,
+            purpose=purpose,
+            query=query,
+            max_line_bytes=max_line_bytes,
+        )
 
     def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
         """What a row says."""
@@ -111,10 +130,21 @@ class RowReader:
         if is_here and parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
             images = references(parsed.note.image_infos(parsed.addresses), self.image_root)
         else:
-            root = self.folder if self.image_root is None else self.image_root
-            images = tuple(_reference(address, root, raw.contents.get(address)) for address in parsed.addresses)
+            images = self.locate(parsed.addresses, raw.contents)
         findings = (*raw.findings, *parsed.findings)
         return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
+
+    def locate(
+        self, addresses: Sequence[str], contents: Mapping[str, bytes] = MappingProxyType({})
+    ) -> tuple[ImageReference, ...]:
+        """Where the images of a row are.
+
+        Args:
+            addresses: as the row gives them.
+            contents: the bytes of those that the file itself holds.
+        """
+        root = self.folder if self.image_root is None else self.image_root
+        return tuple(_reference(address, root, contents.get(address)) for address in addresses)
 
 
 def read_rows(

@@ -4,33 +4,15 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from yivl_core.data.across_rows import AcrossRows
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.dataset import FORMAT, FORMAT_VERSION, QUARANTINE_NAME, WARNINGS_NAME
-from yivl_core.data.findings import KINDS, Finding, Severity, Source
+from yivl_core.data.findings import KINDS, Finding, Severity, Source, shown
+from yivl_core.data.record_lengths import Distribution
 from yivl_core.data.writing import DatasetWriter
 
 _MAX_EXAMPLES = 5
-
-
-@dataclass(slots=True)
-class Lengths:
-    """Lengths of records in tokens.
-
-    Attributes:
-        total: of all records together.
-        longest: of the longest record.
-        longest_source: where that one is.
-    """
-
-    total: int = 0
-    longest: int = 0
-    longest_source: str | None = None
-
-    def add(self, num_tokens: int, source: Source) -> None:
-        """Count one more record."""
-        self.total += num_tokens
-        if self.longest_source is None or num_tokens > self.longest:
-            self.longest, self.longest_source = num_tokens, str(source)
+_BAR_CHARS = 40
 
 
 @dataclass(slots=True)
@@ -43,7 +25,6 @@ class Tally:
         counts: findings by severity and kind.
         details: why images cannot be read, how often each.
         examples: the first few findings of each severity and kind.
-        lengths: None if tokens are not counted.
     """
 
     num_lines: Counter[str] = field(default_factory=Counter)
@@ -51,7 +32,6 @@ class Tally:
     counts: Counter[tuple[Severity, str]] = field(default_factory=Counter)
     details: Counter[str] = field(default_factory=Counter)
     examples: dict[tuple[Severity, str], list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
-    lengths: Lengths | None = None
 
     def add_lines(self, file: str, num_lines: int) -> None:
         """Count so many more records of a file."""
@@ -81,9 +61,8 @@ class Tally:
         return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
-def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter) -> dict[str, Any]:
+def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter, across: AcrossRows) -> dict[str, Any]:
     """`report.json`. The same files and settings give the same report."""
-    lengths = tally.lengths
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -92,8 +71,10 @@ def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter) 
         "num_lines": tally.num_lines.total(),
         "num_records": writer.num_records,
         "num_quarantined": writer.num_quarantined,
-        "num_images": writer.num_images,
-        "tokens": None if lengths is None else {"total": lengths.total, "longest": lengths.longest, "at": lengths.longest_source},
+        "num_images": across.num_images,
+        "tokens": _lengths(across.num_tokens(), writer, across),
+        "answers": _answers(writer, across),
+        "most_used_images": [{"uri": uri, "count": count} for uri, count in across.most_used_images()],
         "settings": config.model_dump(mode="json", exclude={"output", "num_workers"}),
         "files": [
             {"file": file, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
@@ -107,9 +88,42 @@ def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter) 
     }
 
 
+def _lengths(lengths: Distribution | None, writer: DatasetWriter, across: AcrossRows) -> dict[str, Any] | None:
+    if lengths is None:
+        return None
+    (longest,) = writer.read(across.places([lengths.longest_number]))
+    return {
+        "num": lengths.num,
+        "total": lengths.total,
+        "shortest": lengths.shortest,
+        "median": lengths.median,
+        "95%": lengths.long,
+        "longest": lengths.longest,
+        "longest_at": str(longest.source),
+        "histogram": [{"from": start, "to": end, "count": count} for start, end, count in lengths.bins],
+    }
+
+
+def _answers(writer: DatasetWriter, across: AcrossRows) -> dict[str, Any] | None:
+    lengths = _lengths(across.answer_lengths(), writer, across)
+    if lengths is None:
+        return None
+    num_different, frequent = across.frequent_answers()
+    frequent = [answer for answer in frequent if answer.num_entries > 1]
+    records = writer.read(across.places([answer.number for answer in frequent]))
+    numbers = sorted(answer.number for answer in frequent)
+    texts = {number: record.record.response for number, record in zip(numbers, records, strict=True)}
+    return {
+        "characters": lengths,
+        "num_different": num_different,
+        "most_frequent": [{"text": texts[answer.number], "count": answer.num_entries} for answer in frequent],
+    }
+
+
 def render_report(report: dict[str, Any]) -> str:
     """`report.md`: the counts, then each kind of finding with examples and what to do, errors first."""
-    return "\n".join([*_summary_lines(report), *_file_lines(report), *_finding_lines(report)]) + "\n"
+    parts = (_summary_lines, _file_lines, _finding_lines, _length_lines, _answer_lines, _image_lines)
+    return "\n".join(line for part in parts for line in part(report)) + "\n"
 
 
 def _summary_lines(report: dict[str, Any]) -> list[str]:
@@ -119,13 +133,14 @@ def _summary_lines(report: dict[str, Any]) -> list[str]:
         f"**{report['num_records']:,} of {report['num_lines']:,} records can be used for {report['purpose']}**"
         f"{_rejected_text(report['num_quarantined'])}. They show {report['num_images']:,} different images.",
     ]
-    if (tokens := report["tokens"]) is not None:
-        lines += ["", f"They are {tokens['total']:,} tokens long together, the longest {tokens['longest']:,} ({tokens['at']})."]
     return [*lines, "", f"Digest of the content: `{report['digest']}`", ""]
 
 
 def _rejected_text(num_quarantined: int) -> str:
-    return f"; {num_quarantined:,} were rejected and stand in `{QUARANTINE_NAME}`" if num_quarantined else ""
+    if not num_quarantined:
+        return ""
+    were, stand = ("was", "stands") if num_quarantined == 1 else ("were", "stand")
+    return f"; {num_quarantined:,} {were} rejected and {stand} in `{QUARANTINE_NAME}`"
 
 
 def _file_lines(report: dict[str, Any]) -> list[str]:
@@ -135,7 +150,7 @@ def _file_lines(report: dict[str, Any]) -> list[str]:
 
 def _finding_lines(report: dict[str, Any]) -> list[str]:
     if not report["findings"]:
-        return ["Nothing was found."]
+        return ["Nothing was found.", ""]
     lines = ["## What was found", "", "| kind | severity | count | meaning |", "|---|---|---:|---|"]
     lines += [
         f"| `{entry['kind']}` | {entry['severity']} | {entry['count']:,} | {KINDS[entry['kind']]} |"
@@ -150,7 +165,62 @@ def _finding_lines(report: dict[str, Any]) -> list[str]:
         lines += [f"- {_example(example)}" for example in entry["examples"]]
         if entry["count"] > len(entry["examples"]):
             lines.append(f"- and {entry['count'] - len(entry['examples']):,} more in `{file_name}`")
+    return [*lines, ""]
+
+
+def _length_lines(report: dict[str, Any]) -> list[str]:
+    tokens = report["tokens"]
+    if tokens is None:
+        return []
+    max_length = report["settings"]["max_length"]
+    limit = "" if max_length is None else f" {max_length:,} may be read."
+    return [
+        "## Lengths in tokens, images included",
+        "",
+        f"{tokens['total']:,} in all; the median is {tokens['median']:,}, 95 % have at most {tokens['95%']:,}, the longest "
+        f"{tokens['longest']:,} ({_cell(tokens['longest_at'])}).{limit}",
+        "",
+        *_histogram(tokens["histogram"]),
+    ]
+
+
+def _answer_lines(report: dict[str, Any]) -> list[str]:
+    answers = report["answers"]
+    if answers is None:
+        return []
+    lengths = answers["characters"]
+    lines = [
+        "## Answers",
+        "",
+        f"{answers['num_different']:,} different ones in {lengths['num']:,} records. Of their characters: the median is "
+        f"{lengths['median']:,}, 95 % have at most {lengths['95%']:,}, the longest {lengths['longest']:,} "
+        f"({_cell(lengths['longest_at'])}).",
+        "",
+        *_histogram(lengths["histogram"]),
+    ]
+    if answers["most_frequent"]:
+        lines += ["| the most frequent answers | records |", "|---|---:|"]
+        lines += [f"| {_cell(shown(answer['text']))} | {answer['count']:,} |" for answer in answers["most_frequent"]]
+        lines.append("")
     return lines
+
+
+def _image_lines(report: dict[str, Any]) -> list[str]:
+    if not report["most_used_images"]:
+        return []
+    rows = [f"| {_cell(entry['uri'])} | {entry['count']:,} |" for entry in report["most_used_images"]]
+    return ["## Images", "", "| the most used images | times |", "|---|---:|", *rows, ""]
+
+
+def _histogram(bins: list[dict[str, int]]) -> list[str]:
+    largest = max(entry["count"] for entry in bins)
+    width = len(f"{bins[-1]['to']:,}")
+    rows = [
+        f"{entry['from']:>{width},} - {entry['to']:>{width},}  {'█' * -(-_BAR_CHARS * entry['count'] // largest):{_BAR_CHARS}}  "
+        f"{entry['count']:,}"
+        for entry in bins
+    ]
+    return ["```text", *rows, "```", ""]
 
 
 def _example(example: dict[str, Any]) -> str:

@@ -4,26 +4,29 @@ Nothing here looks at two rows at once but for images, so blocks can be checked 
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from yivl_core.data.dataset import ValidatedRecord, record_line
-from yivl_core.data.findings import Finding, error, shown, warning
-from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
-from yivl_core.data.raw_rows import RawRow
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from yivl_core.data.dataset import ValidatedRecord, record_line, record_to_json
+from yivl_core.data.findings import Finding, warning
+from yivl_core.data.image_checks import ImageChecker, Outcome
+from yivl_core.data.images import ImageInfo
+from yivl_core.data.key_table import KEY_BYTES
+from yivl_core.data.notes import NOTE_FIELD, image_note
+from yivl_core.data.plain_json import read_plain_object
+from yivl_core.data.plain_records import plain_content
+from yivl_core.data.policies import Policies
+from yivl_core.data.raw_rows import Lines, RawRow, lines_of
 from yivl_core.data.reading import InputRow, RowReader
 from yivl_core.data.strict_json import StrictJsonReader
+from yivl_core.data.token_lengths import open_token_counter
 
-KEY_BYTES = 16  # of a record's sha256: enough to tell a billion records apart
-
-_NUM_IMAGES_REMEMBERED = 4096
-_ADDRESS_KINDS = frozenset({"image_missing", "path_escape", "url_not_allowed", "control_char", "bad_unicode"})
-
-Outcome = tuple[ImageInfo | None, tuple[Finding, ...]]
+_NO_KEY = bytes(KEY_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +36,37 @@ class RowBlock:
     Attributes:
         reader: of that file.
         rows: in the file's order.
+        lines: lines behind them that are not split yet.
     """
 
     reader: RowReader
-    rows: Sequence[RawRow]
+    rows: Sequence[RawRow] = ()
+    lines: Lines | None = None
 
 
-class CheckedRow(NamedTuple):  # which is made in half the time of a dataclass
-    """What was found out about a row.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckSettings:
+    """How rows are checked, in this process and in those that help it.
+
+    Attributes:
+        max_pixels: most pixels of an image.
+        policy: what is done about kinds of findings, as `Policies.of` reads it.
+        wants_questions: whether `CheckedBlock.questions` is needed.
+        model: folder of a checkpoint with whose tokenizer records are counted; None: they are not.
+        with_response: whether the response counts.
+        max_length: most tokens of a record; None: any number.
+    """
+
+    max_pixels: int = 64_000_000
+    policy: tuple[str, ...] = ()
+    wants_questions: bool = False
+    model: str | None = None
+    with_response: bool = True
+    max_length: int | None = None
+
+
+class NotedRow(NamedTuple):  # which is made in half the time of a dataclass
+    """A row about which there is something to say.
 
     Attributes:
         line: where it stands; None for what concerns the file as a whole.
@@ -61,100 +87,213 @@ class CheckedBlock:
 
     Attributes:
         file: path of its file.
-        rows: one for each row of the block.
-        records: the lines of the clean ones for `records.jsonl`.
-        canonical: the content of the clean ones, a line each.
+        file_number: which of the files it is.
+        num_rows: how many rows it has, what concerns the file as a whole not counted.
+        noted: rows about which there is something to say.
+        lines: int64 `[N]`: where the clean rows stand.
+        records: their lines for `records.jsonl`.
+        canonical: their content, a line each.
         keys: the first 16 bytes of the sha256 of each line of that.
-        images: of the clean ones, in order: the values of each `ImageInfo`.
+        answers: the same of the response of each that has one, then zeros.
+        answer_lengths: int32 `[N]`: characters of the response; -1 where there is none.
+        questions: the same of what the model is shown, as `sample_digest` has it; empty where it is not wanted.
+        num_tokens: int32 `[N]`, images included; empty where they are not counted.
+        images: of the clean rows, in order: number of the row among these, then the values of the `ImageInfo`.
     """
 
     file: str
-    rows: Sequence[CheckedRow]
+    file_number: int
+    num_rows: int
+    noted: Sequence[NotedRow]
+    lines: npt.NDArray[np.int64]
     records: bytes
     canonical: bytes
     keys: bytes
+    answers: bytes
+    answer_lengths: npt.NDArray[np.int32]
+    questions: bytes
+    num_tokens: npt.NDArray[np.int32]
     images: Sequence[Sequence[Any]]
 
 
-class ImageChecker:
-    """Looks at images for the threads of this process; what several rows name is decoded once, if they are not too far apart.
+class RowChecker:
+    """Checks blocks of rows, for all threads of this process.
 
     Args:
-        store: reads the images.
+        settings: how.
+        images: looks at the images.
 
     Attributes:
-        num_checked: how many different images it was asked about.
+        settings, images: as they were given.
+
+    Raises:
+        CheckpointError: the settings name a model whose tokenizer cannot be read.
     """
 
-    def __init__(self, store: ImageStore) -> None:
-        self.num_checked = 0
-        self._store = store
-        self._known: OrderedDict[ImageReference, Future[Outcome]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, settings: CheckSettings, images: ImageChecker) -> None:
+        self.settings = settings
+        self.images = images
+        self._policies = Policies.of(settings.policy)
+        self._count_tokens = None
+        if settings.model is not None:
+            self._count_tokens = open_token_counter(settings.model, with_response=settings.with_response)
 
-    @property
-    def max_pixels(self) -> int:
-        """Most pixels of an image."""
-        return self._store.max_pixels
-
-    def check(self, image: ImageReference) -> Outcome:
-        """What an image is, None if it cannot be used, and what was found about it. Its pixels are dropped at once.
+    def check(self, block: RowBlock) -> CheckedBlock:
+        """What there is to say about the rows of a block.
 
         Raises:
             StorageError: the disk or network failed.
         """
-        with self._lock:
-            future = self._known.pop(image, None)
-            is_new = future is None
-            if future is None:
-                future = Future()
-                self.num_checked += 1
-            self._known[image] = future  # behind all others, as the latest
-            if len(self._known) > _NUM_IMAGES_REMEMBERED:
-                self._known.popitem(last=False)
-        if is_new:
-            try:
-                future.set_result(_look_at(image, self._store))
-            except BaseException as cause:
-                future.set_exception(cause)
-                raise
-        return future.result()
+        check = _BlockCheck(block.reader, self)
+        for row in block.rows:
+            check.add(row)
+        if block.lines is not None:
+            for row in lines_of(block.lines, block.reader.max_line_bytes):
+                check.add(row)
+        return check.result()
+
+    def length(self, content: Mapping[str, Any]) -> int:
+        """Tokens of a record; 0 where they are not counted."""
+        return 0 if self._count_tokens is None else self._count_tokens(content)
+
+    def is_too_long(self, num_tokens: int) -> bool:
+        """Whether a record has more tokens than it may."""
+        return self.settings.max_length is not None and num_tokens > self.settings.max_length
+
+    def judged(self, findings: tuple[Finding, ...], num_tokens: int = 0) -> tuple[Finding, ...]:
+        """Findings, and what there is to say about a length, each as severe as the user takes it."""
+        if self.is_too_long(num_tokens):
+            message = f"the record has {num_tokens:,} tokens, images included, {self.settings.max_length:,} may be read"
+            remedy = "shorten it, leave out rounds or images, or raise max_length as far as the model goes"
+            findings = (*findings, warning("too_long", message, remedy))
+        return self._policies.apply(findings)
 
 
-def check_block(block: RowBlock, images: ImageChecker) -> CheckedBlock:
-    """Check the rows of a block.
+class _BlockCheck:
+    """Collects what is found out about the rows of a block."""
 
-    Raises:
-        StorageError: the disk or network failed.
-    """
-    json_reader = StrictJsonReader()
-    rows, records, contents, keys = [], [], [], []
-    values: list[Sequence[Any]] = []
-    for raw in block.rows:
-        row = block.reader.read(raw, json_reader)
-        outcomes = [images.check(image) for image in row.images]  # also of a row that is rejected, so that all is mended at once
+    def __init__(self, reader: RowReader, checker: RowChecker) -> None:
+        self._reader = reader
+        self._checker = checker
+        self._json_reader = StrictJsonReader()
+        self._num_rows = 0
+        self._noted: list[NotedRow] = []
+        self._lines: list[int] = []
+        self._records: list[bytes] = []
+        self._contents: list[bytes] = []
+        self._keys: list[bytes] = []
+        self._answers: list[bytes] = []
+        self._lengths: list[int] = []
+        self._questions: list[bytes] = []
+        self._num_tokens: list[int] = []
+        self._image_values: list[Sequence[Any]] = []
+        # The note of a record, as `note_json` has it, up to the number of its line.
+        self._note = b', "%b": {"file": %b, "line": ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
+
+    def add(self, raw: RawRow) -> None:
+        """Check a row."""
+        self._num_rows += raw.line is not None
+        if raw.json is None or raw.findings or not self._add_plain(raw.json, raw.line):
+            self._add_other(raw)
+
+    def _add_plain(self, data: bytes, line: int | None) -> bool:
+        """Take a row about which there is nothing to say, as nearly all are; False for any other."""
+        values = read_plain_object(data)
+        content = None if values is None else plain_content(values, self._reader.purpose)
+        if content is None or line is None:
+            return False
+        infos: list[ImageInfo] = []
+        if "images" in content:
+            addresses = [address for address in content["images"] if address is not None]
+            for image in self._reader.locate(addresses):
+                info, findings = self._checker.images.check(image)
+                if info is None or findings:
+                    return False
+                infos.append(info)
+        num_tokens = self._checker.length(content)
+        if self._checker.is_too_long(num_tokens):
+            return False
+        if infos:
+            digests = iter(infos)
+            content = {**content, "images": [None if address is None else next(digests).sha256 for address in content["images"]]}
+        notes = b"".join([b"[", orjson.dumps([image_note(info) for info in infos])[1:-1], b"]"]) if infos else b"[]"
+        self._add_clean(
+            line=line,
+            record=b"".join([data[:-1], self._note, b"%d" % line, b', "images": ', notes, b"}}\n"]),
+            canonical=orjson.dumps(content, option=orjson.OPT_SORT_KEYS),
+            content=content,
+            infos=infos,
+            num_tokens=num_tokens,
+        )
+        return True
+
+    def _add_other(self, raw: RawRow) -> None:
+        row = self._reader.read(raw, self._json_reader)
+        outcomes = [
+            self._checker.images.check(image) for image in row.images
+        ]  # also of a rejected row, so that all is mended at once
         findings = _findings(row, outcomes)
         record = row.record
-        if record is None or any(finding.severity == "error" for finding in findings):
-            name = None if record is None else record.id
-            rows.append(CheckedRow(line=row.source.line, id=name, findings=findings, text=row.text))
-            continue
-        rows.append(CheckedRow(line=row.source.line, id=record.id, findings=findings, text=None))
-        own_infos = tuple(info for info, _ in outcomes if info is not None)
-        validated = ValidatedRecord(record=record, source=row.source, images=own_infos)
-        content = validated.canonical.encode()
-        records.append(record_line(validated).encode())
-        contents.append(content + b"\n")
-        keys.append(hashlib.sha256(content).digest()[:KEY_BYTES])
-        values += [info.values for info in own_infos]
-    return CheckedBlock(
-        file=block.reader.file,
-        rows=rows,
-        records=b"".join(records),
-        canonical=b"".join(contents),
-        keys=b"".join(keys),
-        images=values,
-    )
+        num_tokens = 0
+        if record is not None and not _has_error(findings):
+            num_tokens = self._checker.length(record_to_json(record))
+        findings = self._checker.judged(findings, num_tokens)
+        if record is None or _has_error(findings):
+            self._noted.append(NotedRow(raw.line, None if record is None else record.id, findings, row.text))
+            return
+        assert raw.line is not None
+        if findings:
+            self._noted.append(NotedRow(raw.line, record.id, findings, None))
+        infos = tuple(info for info, _ in outcomes if info is not None)
+        validated = ValidatedRecord(record=record, source=row.source, images=infos)
+        self._add_clean(
+            line=raw.line,
+            record=record_line(validated).encode(),
+            canonical=validated.canonical.encode(),
+            content=record_to_json(record),
+            infos=infos,
+            num_tokens=num_tokens,
+        )
+
+    def _add_clean(
+        self,
+        *,
+        line: int,
+        record: bytes,
+        canonical: bytes,
+        content: Mapping[str, Any],
+        infos: Sequence[ImageInfo],
+        num_tokens: int,
+    ) -> None:
+        response: str | None = content.get("response")
+        self._image_values += [(len(self._lines), *info.values) for info in infos]
+        self._lines.append(line)
+        self._records.append(record)
+        self._contents.append(canonical + b"\n")
+        self._keys.append(hashlib.sha256(canonical).digest()[:KEY_BYTES])
+        self._answers.append(_NO_KEY if response is None else hashlib.sha256(response.encode()).digest()[:KEY_BYTES])
+        self._lengths.append(-1 if response is None else len(response))
+        self._num_tokens.append(num_tokens)
+        if self._checker.settings.wants_questions:
+            self._questions.append(_question_key(content, infos))
+
+    def result(self) -> CheckedBlock:
+        """What was found out."""
+        return CheckedBlock(
+            file=self._reader.file,
+            file_number=self._reader.file_number,
+            num_rows=self._num_rows,
+            noted=self._noted,
+            lines=np.array(self._lines, np.int64),
+            records=b"".join(self._records),
+            canonical=b"".join(self._contents),
+            keys=b"".join(self._keys),
+            answers=b"".join(self._answers),
+            answer_lengths=np.array(self._lengths, np.int32),
+            questions=b"".join(self._questions),
+            num_tokens=np.array([] if self._checker.settings.model is None else self._num_tokens, np.int32),
+            images=self._image_values,
+        )
 
 
 def _findings(row: InputRow, outcomes: Sequence[Outcome]) -> tuple[Finding, ...]:
@@ -166,15 +305,12 @@ def _findings(row: InputRow, outcomes: Sequence[Outcome]) -> tuple[Finding, ...]
     return (*row.findings, *of_images)
 
 
-def _look_at(image: ImageReference, store: ImageStore) -> Outcome:
-    try:
-        loaded = store.load(image)
-    except ImageError as cause:
-        if cause.kind in _ADDRESS_KINDS:
-            return None, (error(cause.kind, cause.message, cause.remedy),)
-        return None, (error("image_unreadable", cause.message, cause.remedy, detail=cause.kind),)
-    findings = []
-    for kind in loaded.warnings:
-        message, remedy = IMAGE_WARNINGS[kind]
-        findings.append(warning(kind, f"image {shown(image.uri)}: {message}", remedy))
-    return loaded.info, tuple(findings)
+def _has_error(findings: Sequence[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+def _question_key(content: Mapping[str, Any], infos: Sequence[ImageInfo]) -> bytes:
+    """The start of what `sample_digest` gives of the record."""
+    is_image = [address is not None for address in content.get("images", ())]
+    shown_parts = [[info.sha256 for info in infos], content.get("history", []), content["query"], content.get("system"), is_image]
+    return hashlib.sha256(orjson.dumps(shown_parts)).digest()[:KEY_BYTES]

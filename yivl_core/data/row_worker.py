@@ -1,9 +1,11 @@
-"""A process that checks blocks of rows and does nothing else: `python -m yivl_core.data.row_worker MAX_PIXELS`.
+"""A process that checks blocks of rows and does nothing else: `python -m yivl_core.data.row_worker SETTINGS`.
+
+The settings are those of `CheckSettings` in JSON.
 
 ```
-stdin   {"reader": [...], "rows": [...], "sizes": [...]}     a line of JSON, then the rows' own bytes
-stdout  {"rows": [...], "images": [...], "sizes": [...]}     a line of JSON, then records, canonical and keys
-        {"error": "...", "errno": 5}                         where the disk or network failed
+stdin   {"reader": [...], "rows": [...], "sizes": [...]}       a line of JSON, then the rows' own bytes and the lines
+stdout  {"noted": [...], "images": [...], "sizes": [...]}      a line of JSON, then what else a `CheckedBlock` holds, as bytes
+        {"error": "...", "errno": 5}                           where the disk or network failed
 ```
 The process ends with its stdin, so it never outlives the one that started it.
 """
@@ -13,14 +15,16 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from yivl_core.data.findings import Finding
+from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageStore
-from yivl_core.data.raw_rows import RawRow
-from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import CheckedBlock, CheckedRow, ImageChecker, RowBlock, check_block
+from yivl_core.data.raw_rows import Lines, RawRow
+from yivl_core.data.reading import RowReader, to_folder
+from yivl_core.data.row_checks import CheckedBlock, CheckSettings, NotedRow, RowBlock, RowChecker
 from yivl_core.errors import StorageError
 
 
@@ -31,15 +35,18 @@ class BrokenStreamError(Exception):
 def write_request(block: RowBlock) -> bytes:
     """The message that asks a worker to check a block."""
     reader = block.reader
+    root = None if reader.image_root is None else str(reader.image_root)
     head = {
-        "reader": [reader.file, str(reader.folder), reader.image_root and str(reader.image_root), reader.purpose],
+        "reader": [reader.file, str(reader.folder), root, reader.purpose, reader.max_line_bytes],
         "rows": [[row.line, row.text, row.json is not None, row.values, _to_json(row.findings)] for row in block.rows],
+        "first": None if block.lines is None else block.lines.first,
     }
-    return _message(head, [row.json for row in block.rows if row.json is not None])
+    parts = [row.json for row in block.rows if row.json is not None]
+    return _message(head, parts if block.lines is None else [*parts, block.lines.data])
 
 
-def read_reply(stream: IO[bytes], file: str) -> CheckedBlock:
-    """What a worker answers about a block of a file.
+def read_reply(stream: IO[bytes], reader: RowReader) -> CheckedBlock:
+    """What a worker answers about a block.
 
     Raises:
         StorageError: its disk or network failed.
@@ -51,20 +58,33 @@ def read_reply(stream: IO[bytes], file: str) -> CheckedBlock:
         raise StorageError(head["error"]) from (None if number is None else OSError(number, os.strerror(number)))
     if not head:
         raise BrokenStreamError
-    records, canonical, keys = parts
-    rows = [
-        CheckedRow(line=line, id=name, findings=_from_json(findings), text=text) for line, name, findings, text in head["rows"]
-    ]
-    return CheckedBlock(file=file, rows=rows, records=records, canonical=canonical, keys=keys, images=head["images"])
+    lines, records, canonical, keys, answers, answer_lengths, questions, num_tokens = parts
+    return CheckedBlock(
+        file=reader.file,
+        file_number=reader.file_number,
+        num_rows=head["num_rows"],
+        noted=[NotedRow(line, name, _from_json(findings), text) for line, name, findings, text in head["noted"]],
+        lines=np.frombuffer(lines, np.int64),
+        records=records,
+        canonical=canonical,
+        keys=keys,
+        answers=answers,
+        answer_lengths=np.frombuffer(answer_lengths, np.int32),
+        questions=questions,
+        num_tokens=np.frombuffer(num_tokens, np.int32),
+        images=head["images"],
+    )
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    images = ImageChecker(ImageStore(int(sys.argv[1])))
+    values = json.loads(sys.argv[1])
+    settings = CheckSettings(**{**values, "policy": tuple(values["policy"])})
+    checker = RowChecker(settings, ImageChecker(ImageStore(settings.max_pixels)))
     with suppress(BrokenPipeError, BrokenStreamError), os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # whatever a library prints is no reply
         while block := read_request(sys.stdin.buffer):
-            replies.write(answer(block, images))
+            replies.write(answer(block, checker))
             replies.flush()
 
 
@@ -78,8 +98,14 @@ def read_request(stream: IO[bytes]) -> RowBlock | None:
     if message is None:
         return None
     head, parts = message
-    file, folder, image_root, purpose = head["reader"]
-    reader = RowReader(file=file, folder=Path(folder), image_root=image_root and Path(image_root), purpose=purpose)
+    file, folder, image_root, purpose, max_line_bytes = head["reader"]
+    reader = RowReader(
+        file=file,
+        folder=to_folder(folder),
+        image_root=None if image_root is None else to_folder(image_root),
+        purpose=purpose,
+        max_line_bytes=max_line_bytes,
+    )
     own_bytes = iter(parts)
     rows = [
         RawRow(
@@ -91,20 +117,23 @@ def read_request(stream: IO[bytes]) -> RowBlock | None:
         )
         for line, text, has_bytes, values, findings in head["rows"]
     ]
-    return RowBlock(reader=reader, rows=rows)
+    lines = None if head["first"] is None else Lines(head["first"], next(own_bytes))
+    return RowBlock(reader=reader, rows=rows, lines=lines)
 
 
-def answer(block: RowBlock, images: ImageChecker) -> bytes:
+def answer(block: RowBlock, checker: RowChecker) -> bytes:
     """The message that answers a request."""
     try:
-        checked = check_block(block, images)
+        checked = checker.check(block)
     except StorageError as cause:
         return _message({"error": str(cause), "errno": getattr(cause.__cause__, "errno", None)}, [])
     head = {
-        "rows": [[row.line, row.id, _to_json(row.findings), row.text] for row in checked.rows],
+        "num_rows": checked.num_rows,
+        "noted": [[row.line, row.id, _to_json(row.findings), row.text] for row in checked.noted],
         "images": checked.images,
     }
-    return _message(head, [checked.records, checked.canonical, checked.keys])
+    texts = (checked.lines.tobytes(), checked.records, checked.canonical, checked.keys, checked.answers)
+    return _message(head, [*texts, checked.answer_lengths.tobytes(), checked.questions, checked.num_tokens.tobytes()])
 
 
 def _message(head: dict[str, Any], parts: Sequence[bytes]) -> bytes:

@@ -4,6 +4,7 @@ Threads alone wait for each other, since parsing a row and decoding a small imag
 to start, so a small dataset does without. Each process belongs to a thread here, which asks it and waits for its answer.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict
 
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_rows import Lines, RawRow, lines_of
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import CheckedBlock, ImageChecker, RowBlock, check_block
+from yivl_core.data.row_checks import CheckedBlock, RowBlock, RowChecker
 from yivl_core.data.row_worker import BrokenStreamError, read_reply, write_request
 from yivl_core.errors import ChildFailedError
 
@@ -26,12 +28,13 @@ _NUM_ROWS_FOR_WORKERS = 10_000  # whatever images they have
 _NUM_SINGLE_ROWS = 1000  # first ones, so that few rows with large images keep all threads busy
 _ROWS_PER_BLOCK = 64
 _BLOCK_BYTES = 1 << 18  # so that long rows do not add up
+_TEXT_BLOCK_BYTES, _IMAGE_BLOCK_BYTES = 1 << 18, 1 << 14
 _BLOCKS_AHEAD_OF_A_THREAD = 8
 _BLOCKS_AHEAD_OF_A_PROCESS = 2
 _COMMAND = (sys.executable, "-P", "-m", "yivl_core.data.row_worker")  # -P: no module of the working folder takes our place
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # NumPy's matrix library would start a thread for each core in every process
 
-FileRows = tuple[RowReader, Iterable[RawRow]]
+FileRows = tuple[RowReader, Iterable[RawRow | Lines]]
 
 
 def count_cores() -> int:
@@ -39,12 +42,12 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_rows(files: Iterable[FileRows], images: ImageChecker, num_workers: int) -> Generator[CheckedBlock, None, None]:
+def check_rows(files: Iterable[FileRows], checker: RowChecker, num_workers: int) -> Generator[CheckedBlock, None, None]:
     """Check the rows of files, in their order, a bounded number of them ahead.
 
     Args:
         files: the reader of each file, and its rows as `split_raw_rows` gives them.
-        images: looks at the images in this process; the others make one like it.
+        checker: checks rows in this process; the others make one like it.
         num_workers: processes that help where there is much to check; 0: threads alone.
 
     Raises:
@@ -52,7 +55,7 @@ def check_rows(files: Iterable[FileRows], images: ImageChecker, num_workers: int
         ChildFailedError: a process died.
     """
     waiting: deque[Future[CheckedBlock]] = deque()
-    with closing(RowWorkers(images, num_workers)) as workers:
+    with closing(RowWorkers(checker, num_workers)) as workers:
         for block in _blocks(files, workers):
             waiting.append(workers.submit(block))
             while waiting and (len(waiting) > workers.num_blocks_ahead or waiting[0].done()):
@@ -66,6 +69,13 @@ def _blocks(files: Iterable[FileRows], workers: "RowWorkers") -> Iterator[RowBlo
         block: list[RawRow] = []
         num_bytes = 0
         for row in rows:
+            if isinstance(row, Lines):
+                if workers.rows_per_block > 1:
+                    yield RowBlock(reader=reader, rows=block, lines=row)
+                    block, num_bytes = [], 0
+                else:
+                    yield from (RowBlock(reader=reader, rows=[single]) for single in lines_of(row, reader.max_line_bytes))
+                continue
             block.append(row)
             num_bytes += row.num_bytes
             if len(block) >= workers.rows_per_block or num_bytes > _BLOCK_BYTES:
@@ -75,16 +85,34 @@ def _blocks(files: Iterable[FileRows], workers: "RowWorkers") -> Iterator[RowBlo
             yield RowBlock(reader=reader, rows=block)
 
 
+class Pace:
+    """How many bytes of lines make a block: few where rows have images, each of which takes a thousand times as long as a row."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._num_images = 0
+
+    def note(self, block: CheckedBlock) -> None:
+        """Take a block into account."""
+        self._num_rows += block.num_rows
+        self._num_images += len(block.images)
+
+    def block_bytes(self) -> int:
+        """For the next block."""
+        is_text = self._num_rows >= _NUM_SINGLE_ROWS and self._num_images * _ROWS_PER_BLOCK < self._num_rows
+        return _TEXT_BLOCK_BYTES if is_text else _IMAGE_BLOCK_BYTES
+
+
 class RowWorkers:
     """Checks blocks of rows side by side. To be closed by who made it.
 
     Args:
-        images: looks at the images in this process; the others make one like it.
+        checker: checks rows in this process; the others make one like it.
         num_workers: processes that help where there is much to check; 0: none.
     """
 
-    def __init__(self, images: ImageChecker, num_workers: int) -> None:
-        self._images = images
+    def __init__(self, checker: RowChecker, num_workers: int) -> None:
+        self._checker = checker
         self._num_workers = num_workers
         self._num_rows = 0
         self._threads = ThreadPoolExecutor(min(_MAX_THREADS, count_cores()), thread_name_prefix="row")
@@ -113,9 +141,9 @@ class RowWorkers:
             What comes of it. Its `result` raises `StorageError` where the disk or network failed, and `ChildFailedError` where a
             process died.
         """
-        self._num_rows += len(block.rows)
+        self._num_rows += len(block.rows) + (0 if block.lines is None else block.lines.data.count(b"\n"))
         if not self._wants_processes:
-            return self._threads.submit(check_block, block, self._images)
+            return self._threads.submit(self._checker.check, block)
         if self._askers is None:
             self._askers = ThreadPoolExecutor(self._num_workers, "row-asker", initializer=_block_signals)
         return self._askers.submit(self._ask, block)
@@ -134,7 +162,7 @@ class RowWorkers:
 
     @property
     def _wants_processes(self) -> bool:
-        is_much = self._images.num_checked >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
+        is_much = self._checker.images.num_checked >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
         return self._num_workers > 0 and is_much
 
     def _ask(self, block: RowBlock) -> CheckedBlock:
@@ -144,7 +172,7 @@ class RowWorkers:
         try:
             process.stdin.write(write_request(block))
             process.stdin.flush()
-            return read_reply(process.stdout, block.reader.file)
+            return read_reply(process.stdout, block.reader)
         except (BrokenPipeError, BrokenStreamError):
             raise _death(process.wait()) from None
 
@@ -154,7 +182,7 @@ class RowWorkers:
             with self._lock:
                 if self._is_closed:
                     raise ChildFailedError("the rows are no longer wanted")
-                command = [*_COMMAND, str(self._images.max_pixels)]
+                command = [*_COMMAND, json.dumps(asdict(self._checker.settings))]
                 environment = {**_ENVIRONMENT, **os.environ}
                 self._own.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
                 self._processes.append(self._own.process)

@@ -1,79 +1,82 @@
 """Dataset files -> validated-dataset folder: every line is looked at, every finding kept, every image decoded in full.
 
 ```
-split_raw_rows --> check_rows --> clean:    records.jsonl, images.parquet, digest
-                             `--> rejected: quarantine.jsonl
+split_lines --> check_rows --+--> clean:    records.jsonl, images.parquet, digest
+                             +--> rejected: quarantine.jsonl
+                             `--> AcrossRows --> what shows only between rows, at the end
 ```
 """
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+from yivl_core.data.across_rows import AcrossRows
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
-from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, is_validated_dataset, parse_line
-from yivl_core.data.findings import Source, warning
+from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedDataset, is_validated_dataset
+from yivl_core.data.findings import Finding, Source
+from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageStore
-from yivl_core.data.raw_rows import split_raw_rows
+from yivl_core.data.policies import Policies
+from yivl_core.data.raw_rows import split_lines
 from yivl_core.data.reading import RowReader
-from yivl_core.data.records import Record
-from yivl_core.data.report import Lengths, Tally, build_report, render_report
-from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock, ImageChecker
-from yivl_core.data.row_workers import FileRows, check_rows, count_cores
+from yivl_core.data.report import Tally, build_report, render_report
+from yivl_core.data.row_checks import CheckedBlock, CheckSettings, RowChecker
+from yivl_core.data.row_workers import FileRows, Pace, check_rows, count_cores
 from yivl_core.data.writing import DatasetWriter
-from yivl_core.errors import ConfigurationError, OutputError
+from yivl_core.errors import ConfigurationError, DatasetError, OutputError
 from yivl_core.locks import sole_publisher
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import is_local, local_path, publish_folder
 
 _ROWS_PER_PROGRESS = 50
 
-CountTokens = Callable[[Record], int]
-Place = tuple[str, int | None]  # the attributes of a `Source`
 
-
-def validate_dataset(
-    config: ValidationConfig, on_progress: OnProgress = ignore_progress, count_tokens: CountTokens | None = None
-) -> ValidationSummary:
+def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_progress) -> ValidationSummary:
     """Check dataset files and write what can be used, and what is wrong with the rest, to a folder.
 
-    Findings never stop it: look at `num_errors` and `num_records` of the summary. The folder appears when all is done; one
-    that an earlier validation has written is replaced.
+    Findings do not stop it, unless a policy says so: look at `num_errors` and `num_records` of the summary. The folder appears
+    when all is done; one that an earlier validation has written is replaced.
 
     Args:
         config: the files, the folder, and the limits.
         on_progress: called every few records.
-        count_tokens: length of a record in tokens, its images included; given, the report tells the lengths. It is called in
-            this process, and so takes more time than all else where many workers check the rows.
 
     Raises:
-        ConfigurationError: a file or the image root is not there, or has an unknown format.
+        ConfigurationError: a file or the image root is not there, or has an unknown format; a policy that cannot be.
+        CheckpointError: the tokenizer of the model cannot be read.
+        DatasetError: a finding was made that is to stop the validation.
         OutputError: the output folder holds something else than an earlier validation's result.
         BusyError: another process validates into it.
         StorageError: reading or writing failed.
         ChildFailedError: a process that checks rows died.
     """
     output = _free_output(config)
-    files = [_open_file(url, config) for url in config.dataset]
-    tally = Tally(lengths=None if count_tokens is None else Lengths())
+    policies = Policies.of(config.policy)
+    apart = [ValidatedDataset.open(folder) for folder in config.apart_from]
+    checker = RowChecker(_settings(config, policies), ImageChecker(ImageStore(config.max_pixels)))
+    pace = Pace()
+    files = [_open_file(number, url, config, pace) for number, url in enumerate(config.dataset)]
     with sole_publisher(output), publish_folder(output) as folder:
-        with DatasetWriter(folder) as writer:
-            seen: dict[bytes, Place] = {}
-            images = ImageChecker(ImageStore(config.max_pixels))
+        with DatasetWriter(folder) as writer, AcrossRows(policies) as across:
+            for dataset in apart:
+                across.keep_apart(dataset)
+            tally = _Judge(policies)
             num_rows = 0  # since the last progress
-            with closing(check_rows(files, images, _num_workers(config))) as blocks:
+            with closing(check_rows(files, checker, _num_workers(config))) as blocks:
                 for block in blocks:
+                    tally.take(block)
                     writer.add(block)
-                    _sort_out(block, writer, tally, seen)
-                    if tally.lengths is not None and count_tokens is not None:
-                        _count(block, count_tokens, tally.lengths)
-                    num_rows += len(block.rows)
+                    across.add(block)
+                    pace.note(block)
+                    num_rows += block.num_rows
                     if num_rows >= _ROWS_PER_PROGRESS:
                         on_progress(_progress(tally, writer))
                         num_rows = 0
-        report = build_report(config, tally, writer)
+            _look_across(across, writer, tally)
+            report = build_report(config, tally, writer, across)
         _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         _write(folder / READABLE_REPORT_NAME, render_report(report))
     on_progress(_progress(tally, writer))
@@ -84,47 +87,67 @@ def validate_dataset(
         num_records=writer.num_records,
         num_quarantined=writer.num_quarantined,
         num_errors=tally.num_findings("error"),
-        num_images=writer.num_images,
+        num_images=across.num_images,
         num_warnings=tally.num_findings("warning"),
         findings_by_kind=tally.by_kind,
     )
 
 
-def _open_file(url: str, config: ValidationConfig) -> FileRows:
+class _Judge(Tally):
+    """Counts findings, and stops at those that the user wants to be stopped at."""
+
+    def __init__(self, policies: Policies) -> None:
+        super().__init__()
+        self._policies = policies
+
+    def take(self, block: CheckedBlock) -> None:
+        """Count what was found about the rows of a block.
+
+        Raises:
+            DatasetError: a finding is to stop the validation.
+        """
+        for row in block.noted:
+            self.tell(Source(file=block.file, line=row.line), row.id, row.findings)
+        self.add_lines(block.file, block.num_rows)
+
+    def tell(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:
+        """Count what was found about a row.
+
+        Raises:
+            DatasetError: a finding is to stop the validation.
+        """
+        for finding in findings:
+            if self._policies.stops_at(finding):
+                name = "" if record_id is None else f' (record "{record_id}")'
+                raise DatasetError(f"{source}{name}: {finding} (policy {finding.kind}=stop)")
+        self.add(source, record_id, findings)
+
+
+def _look_across(across: AcrossRows, writer: DatasetWriter, tally: _Judge) -> None:
+    """Add what shows only between rows, when all of them have come."""
+    rejected = writer.revise(across.late_findings(), tally.tell)
+    if len(rejected):
+        across.leave_out(rejected, writer.leave_out(rejected))
+    writer.write_images(across.images())
+
+
+def _settings(config: ValidationConfig, policies: Policies) -> CheckSettings:
+    return CheckSettings(
+        max_pixels=config.max_pixels,
+        policy=policies.choices,
+        wants_questions=bool(config.apart_from),
+        model=config.model,
+        with_response=config.purpose == "training",
+        max_length=config.max_length,
+    )
+
+
+def _open_file(number: int, url: str, config: ValidationConfig, pace: Pace) -> FileRows:
     for place in (url, config.image_root):
         if place is not None and not is_local(place):
             raise ConfigurationError(f"{place}: what is validated has to be on this machine; fetch it first")
-    reader = RowReader.of_file(url, config.image_root, config.purpose)
-    return reader, split_raw_rows(url, config.max_line_bytes)
-
-
-def _sort_out(block: CheckedBlock, writer: DatasetWriter, tally: Tally, seen: dict[bytes, Place]) -> None:
-    """Write what there is to say about each row to where it belongs; `seen` holds where each content stood first."""
-    position = 0
-    for row in block.rows:
-        findings = row.findings
-        if row.text is None:
-            key = block.keys[position : position + KEY_BYTES]
-            position += KEY_BYTES
-            place = (block.file, row.line)
-            if (first := seen.setdefault(key, place)) is not place:  # an equal place is the same line of a file given twice
-                message = f"this record stands at {Source(file=first[0], line=first[1])} already"
-                findings = (*findings, warning("duplicate_record", message, "keep one of them"))
-        if findings:
-            source = Source(file=block.file, line=row.line)
-            if row.text is None:
-                writer.warn(source, row.id, findings)
-            else:
-                writer.reject(source, row.id, findings, row.text)
-            tally.add(source, row.id, findings)
-    tally.add_lines(block.file, sum(row.line is not None for row in block.rows))
-
-
-def _count(block: CheckedBlock, count_tokens: CountTokens, lengths: Lengths) -> None:
-    for line in block.records.splitlines():
-        validated = parse_line(line.decode())
-        assert validated is not None
-        lengths.add(count_tokens(validated.record), validated.source)
+    reader = RowReader.of_file(url, config.image_root, config.purpose, max_line_bytes=config.max_line_bytes)
+    return replace(reader, file_number=number), split_lines(url, config.max_line_bytes, pace.block_bytes)
 
 
 def _num_workers(config: ValidationConfig) -> int:
@@ -157,7 +180,7 @@ def _free_output(config: ValidationConfig) -> Path:
         raise OutputError(
             f"{config.output}: the folder holds {foreign[0]}, which is no result of `yivl validate`; name a new or empty folder"
         )
-    for url in config.dataset:
+    for url in (*config.dataset, *config.apart_from):
         if Path(url).resolve().is_relative_to(output.resolve()):
             raise OutputError(f"{config.output}: the folder holds {url}, which is to be read; name another folder")
     return output

@@ -1,19 +1,37 @@
-"""Writes the files of a validated dataset as records come, so that memory does not grow with their number."""
+"""Writes the files of a validated dataset as records come, so that memory does not grow with their number.
+
+What is found only when all have come changes files that are written: `revise` adds warnings, `leave_out` takes out records.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count, islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yivl_core.data.dataset import IMAGES_NAME, QUARANTINE_NAME, RECORDS_NAME, WARNINGS_NAME
+from yivl_core.data.across_rows import LateFindings
+from yivl_core.data.dataset import (
+    IMAGES_NAME,
+    QUARANTINE_NAME,
+    RECORDS_NAME,
+    WARNINGS_NAME,
+    ValidatedRecord,
+    parse_line,
+    record_to_json,
+)
 from yivl_core.data.findings import Finding, Source
-from yivl_core.data.row_checks import KEY_BYTES, CheckedBlock
+from yivl_core.data.raw_rows import MAX_KEPT_CHARS
+from yivl_core.data.row_checks import CheckedBlock
+from yivl_core.digests import canonical_json
 
 IMAGES_SCHEMA = pa.schema(  # the attributes of `ImageInfo`, in their order
     [
@@ -28,8 +46,10 @@ IMAGES_SCHEMA = pa.schema(  # the attributes of `ImageInfo`, in their order
     metadata={"format": "yivl images", "version": "1"},
 )
 
-_SHA256 = IMAGES_SCHEMA.get_field_index("sha256")
 _ROWS_PER_GROUP = 10_000
+
+Numbers = npt.NDArray[np.uint64]
+Tell = Callable[[Source, str | None, tuple[Finding, ...]], None]
 
 
 class DatasetWriter:
@@ -38,7 +58,6 @@ class DatasetWriter:
     Attributes:
         num_records: clean records so far.
         num_quarantined: rejected records so far.
-        num_images: different images, by content, in the clean records so far.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,22 +65,18 @@ class DatasetWriter:
         self.num_quarantined = 0
         self._folder = folder
         self._digest = hashlib.sha256()
-        self._image_digests: set[bytes] = set()
-        self._images: list[Sequence[Any]] = []
+        self._warned = array("Q")  # number of the record of each line of `warnings.jsonl`
         self._files = ExitStack()
 
     def __enter__(self) -> "DatasetWriter":
         self._records = self._open(RECORDS_NAME)
         self._quarantine = self._open(QUARANTINE_NAME)
         self._warnings = self._open(WARNINGS_NAME)
-        self._images_writer = self._files.enter_context(pq.ParquetWriter(self._folder / IMAGES_NAME, IMAGES_SCHEMA))
         return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            self._write_images()
         self._files.close()
 
     @property
@@ -69,28 +84,95 @@ class DatasetWriter:
         """sha256 (hex) over the content of the clean records so far, in order."""
         return self._digest.hexdigest()
 
-    @property
-    def num_images(self) -> int:
-        """Different images, by content, in the clean records so far."""
-        return len(self._image_digests)
-
     def add(self, block: CheckedBlock) -> None:
-        """Add the clean records of a block."""
-        self.num_records += len(block.keys) // KEY_BYTES
+        """Add the clean records of a block, and what there is to say about its rows."""
+        numbers = dict(zip(block.lines.tolist(), count(self.num_records))) if block.noted else {}
+        for row in block.noted:
+            source = Source(file=block.file, line=row.line)
+            if row.text is not None:
+                self._reject(source, row.id, row.findings, row.text)
+            elif row.line is not None:
+                self._warned.append(numbers[row.line])
+                self._warnings.write(_findings_line(source, row.id, row.findings))
+        self.num_records += len(block.lines)
         self._records.write(block.records)
         self._digest.update(block.canonical)
-        for image in block.images:
-            if (key := bytes.fromhex(image[_SHA256])) not in self._image_digests:
-                self._image_digests.add(key)
-                self._images.append(image)
-        while len(self._images) >= _ROWS_PER_GROUP:
-            self._write_images()
 
-    def warn(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:
-        """Tell what there is to say about a clean record."""
-        self._warnings.write(_findings_line(source, record_id, findings))
+    def revise(self, late: Iterable[LateFindings], tell: Tell) -> Numbers:
+        """Add what was found about clean records when all had come. Those that it rejects stay until `leave_out`.
 
-    def reject(self, source: Source, record_id: str | None, findings: tuple[Finding, ...], text: str) -> None:
+        Args:
+            late: in the order of the records.
+            tell: called with each place, the record's id, and the late findings.
+
+        Returns:
+            Numbers of the rejected records, in order.
+        """
+        rejected = array("Q")
+        self._records.flush()
+        self._warnings.close()
+        earlier_path = self._folder / f"{WARNINGS_NAME}.earlier"
+        (self._folder / WARNINGS_NAME).rename(earlier_path)
+        self._warnings = self._open(WARNINGS_NAME)
+        with earlier_path.open("rb") as earlier_lines, (self._folder / RECORDS_NAME).open("rb") as lines:
+            earlier = _Pending(zip(self._warned, earlier_lines, strict=True))
+            num_read = 0
+            for found in late:
+                self._warnings.writelines(earlier.before(found.number))
+                validated = _parsed(next(islice(lines, found.number - num_read, None)))
+                num_read = found.number + 1
+                findings = (*earlier.findings_of(found.number), *found.findings)
+                tell(found.source, validated.record.id, found.findings)
+                if any(finding.severity == "error" for finding in found.findings):
+                    text = canonical_json(record_to_json(validated.record))[:MAX_KEPT_CHARS]
+                    self._reject(found.source, validated.record.id, findings, text)
+                    rejected.append(found.number)
+                else:
+                    self._warnings.write(_findings_line(found.source, validated.record.id, findings))
+            self._warnings.writelines(earlier.before(self.num_records))
+        earlier_path.unlink()
+        return np.array(rejected, np.uint64)
+
+    def leave_out(self, rejected: Numbers) -> Iterator[ValidatedRecord]:
+        """Take records out, and give those that stay; all is done when the last one was taken."""
+        self._records.close()
+        earlier_path = self._folder / f"{RECORDS_NAME}.earlier"
+        (self._folder / RECORDS_NAME).rename(earlier_path)
+        self._records = self._open(RECORDS_NAME)
+        self._digest = hashlib.sha256()
+        self.num_records = 0
+        gone = iter(rejected.tolist())
+        next_gone = next(gone, None)
+        with earlier_path.open("rb") as lines:
+            for number, line in enumerate(lines):
+                if number == next_gone:
+                    next_gone = next(gone, None)
+                    continue
+                validated = _parsed(line)
+                self._records.write(line)
+                self._digest.update(validated.canonical.encode() + b"\n")
+                self.num_records += 1
+                yield validated
+        earlier_path.unlink()
+
+    def read(self, positions: Sequence[int]) -> list[ValidatedRecord]:
+        """Some of the records, by their places in the file, which are in order."""
+        self._records.flush()
+        found, num_read = [], 0
+        with (self._folder / RECORDS_NAME).open("rb") as lines:
+            for position in positions:
+                found.append(_parsed(next(islice(lines, position - num_read, None))))
+                num_read = position + 1
+        return found
+
+    def write_images(self, images: Iterable[tuple[Any, ...]]) -> None:
+        """Write `images.parquet`: the values of an `ImageInfo` for each different image."""
+        rows = iter(images)
+        with pq.ParquetWriter(self._folder / IMAGES_NAME, IMAGES_SCHEMA) as writer:
+            while group := list(islice(rows, _ROWS_PER_GROUP)):
+                writer.write_table(pa.table(list(zip(*group, strict=True)), schema=IMAGES_SCHEMA))
+
+    def _reject(self, source: Source, record_id: str | None, findings: tuple[Finding, ...], text: str) -> None:
         """Put a rejected line, or what is wrong with a file as a whole, into the quarantine."""
         self.num_quarantined += source.line is not None
         self._quarantine.write(_findings_line(source, record_id, findings, text=text))
@@ -98,10 +180,33 @@ class DatasetWriter:
     def _open(self, name: str) -> IO[bytes]:
         return self._files.enter_context((self._folder / name).open("wb"))
 
-    def _write_images(self) -> None:
-        group, self._images = self._images[:_ROWS_PER_GROUP], self._images[_ROWS_PER_GROUP:]
-        columns = list(zip(*group, strict=True)) or [()] * len(IMAGES_SCHEMA)
-        self._images_writer.write_table(pa.table(columns, schema=IMAGES_SCHEMA))
+
+class _Pending:
+    """Lines of `warnings.jsonl` in the order of their records, taken as far as they are asked for."""
+
+    def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:
+        self._lines = lines
+        self._next = next(lines, None)
+
+    def before(self, number: int) -> Iterator[bytes]:
+        """The lines of the records before one."""
+        while self._next is not None and self._next[0] < number:
+            yield self._next[1]
+            self._next = next(self._lines, None)
+
+    def findings_of(self, number: int) -> tuple[Finding, ...]:
+        """What the line of a record tells; nothing where it has none."""
+        if self._next is None or self._next[0] != number:
+            return ()
+        findings = json.loads(self._next[1])["findings"]
+        self._next = next(self._lines, None)
+        return tuple(Finding(**finding) for finding in findings)
+
+
+def _parsed(line: bytes) -> ValidatedRecord:
+    validated = parse_line(line.decode())
+    assert validated is not None
+    return validated
 
 
 def _findings_line(source: Source, record_id: str | None, findings: tuple[Finding, ...], **more: Any) -> bytes:

@@ -31,6 +31,7 @@ _MARKER = re.compile(r"<\|.+\|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_REMEMBERED_TEXTS, _MAX_REMEMBERED_CHARS = 512, 4000
 _WORD_START = "▁"  # stands for a blank in SentencePiece's pieces
+_CUT_TEXTS = (("a.\n\n###", " Human:"), (" Human:", " b"), ("a:", "   b  \n"), ("\n###", " Assistant:"), ("Ａ", " ①ﬁ e\u0301"))
 # `surrogateescape` turns each byte that is no UTF-8 into one of these; the original shows each as a replacement character.
 _ESCAPED_BYTES = dict.fromkeys(range(0xDC80, 0xDD00), "\N{REPLACEMENT CHARACTER}")
 
@@ -67,6 +68,16 @@ class Tokenizer:
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
+
+    @property
+    def splits_at_blanks(self) -> bool:
+        """Whether a text may be cut in front of any blank, and its two parts encoded alone."""
+        if any(_WORD_START in piece.lstrip(_WORD_START) for piece in self._pieces) or any(
+            " " in text for text in self._added_tokens
+        ):
+            return False
+        # Vocabularies whose texts are normalised first, or get a blank in front, show it here.
+        return all(self.encode(left + right) == self.encode(left) + self.encode(right) for left, right in _CUT_TEXTS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._processor, self._added_tokens)

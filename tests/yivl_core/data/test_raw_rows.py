@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
+from yivl_core.data.raw_rows import Lines, RawRow, lines_of, parse_raw_row, split_lines, split_raw_rows
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, StorageError
 
@@ -46,6 +46,35 @@ def test_only_a_newline_byte_ends_a_line_and_lines_are_counted_from_one(
     ]
     if not expected:
         assert places(rows) == [(None, ["empty_file"])]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(
+        st.sampled_from(
+            [GOOD.encode(), b"", b"  \t", b'{"query": "lone \\r"}\r', b"{", b"x" * 99, b"x" * 100, b"x" * 101 + b"\r", b"\xff"]
+        )
+        | st.binary(max_size=30),
+        max_size=12,
+    ),
+    final_newline=st.booleans(),
+    block_bytes=st.sampled_from([1, 7, 150, 1 << 18]),
+    start=st.sampled_from([b"", b"\xef\xbb\xbf", b"[", b"\x1f\x8b"]),
+)
+def test_lines_in_blocks_are_the_same_rows(
+    tmp_path: Path, lines: list[bytes], final_newline: bool, block_bytes: int, start: bytes
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(start + b"\n".join(lines) + b"\n" * final_newline)
+    parts = list(split_lines(str(path), 100, lambda: block_bytes))
+    rows = [row for part in parts for row in (lines_of(part, 100) if isinstance(part, Lines) else [part])]
+    assert rows == list(split_raw_rows(str(path), 100))
+
+
+def test_other_formats_have_no_lines_to_be_split_later(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("query\na\nb\n")
+    assert list(split_lines(str(path), 100, lambda: 1)) == list(split_raw_rows(str(path), 100))
 
 
 def test_the_limit_counts_bytes_without_the_line_end(tmp_path: Path) -> None:

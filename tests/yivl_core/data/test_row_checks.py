@@ -10,7 +10,8 @@ from yivl_core.data import row_workers
 from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
 from yivl_core.data.raw_rows import RawRow, split_raw_rows
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import ImageChecker
+from yivl_core.data.image_checks import ImageChecker
+from yivl_core.data.row_checks import CheckSettings, RowChecker
 from yivl_core.data.row_workers import FileRows, check_rows
 from yivl_core.errors import StorageError
 
@@ -33,6 +34,10 @@ class CountingStore(ImageStore):
         return super().load(image)
 
 
+def checker_of(store: ImageStore) -> RowChecker:
+    return RowChecker(CheckSettings(), ImageChecker(store))
+
+
 def file_rows(root: Path, *groups: tuple[str, ...]) -> FileRows:
     def rows() -> Iterator[RawRow]:
         for number, names in enumerate(groups, 1):
@@ -46,11 +51,11 @@ def test_rows_keep_their_order_and_an_image_named_often_is_decoded_once(make_ima
         make_image(f"{number}.png")
     groups = [(f"{number % 20}.png", f"{(number + 1) % 20}.png") for number in range(300)]
     store = CountingStore()
-    blocks = list(check_rows([file_rows(tmp_path, *groups)], ImageChecker(store), num_workers=0))
-    assert [row.line for block in blocks for row in block.rows] == list(range(1, 301))
-    assert [image[0] for block in blocks for image in block.images] == [name for group in groups for name in group]
+    blocks = list(check_rows([file_rows(tmp_path, *groups)], checker_of(store), num_workers=0))
+    assert [line for block in blocks for line in block.lines.tolist()] == list(range(1, 301))
+    assert [image[1] for block in blocks for image in block.images] == [name for group in groups for name in group]
     assert store.loads == Counter({f"{number}.png": 1 for number in range(20)})
-    assert all(row.text is None for block in blocks for row in block.rows)
+    assert not any(block.noted for block in blocks)
     assert b"".join(block.records for block in blocks).count(b"\n") == 300
 
 
@@ -65,10 +70,10 @@ def test_only_a_bounded_number_of_rows_is_read_ahead(make_image: Callable[..., P
             yield row
 
     reader, rows = file_rows(tmp_path, *([("a.png",)] * 1000))
-    blocks = check_rows([(reader, counted(iter(rows)))], ImageChecker(ImageStore()), num_workers=0)
-    num_checked = len(next(blocks).rows)
+    blocks = check_rows([(reader, counted(iter(rows)))], checker_of(ImageStore()), num_workers=0)
+    num_checked = next(blocks).num_rows
     assert num_read < 100
-    assert num_checked + sum(len(block.rows) for block in blocks) == 1000
+    assert num_checked + sum(block.num_rows for block in blocks) == 1000
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
@@ -80,31 +85,32 @@ def test_long_rows_do_not_add_up_in_a_block(suffix: str, tmp_path: Path, monkeyp
     path = tmp_path / f"data{suffix}"
     path.write_text(contents[suffix])
     reader = RowReader.of_file(str(path), None, "inference")
-    blocks = check_rows([(reader, split_raw_rows(str(path), 200_000))], ImageChecker(ImageStore()), num_workers=0)
-    sizes = [len(block.rows) for block in blocks]
+    blocks = check_rows([(reader, split_raw_rows(str(path), 200_000))], checker_of(ImageStore()), num_workers=0)
+    sizes = [block.num_rows for block in blocks]
     assert sum(sizes) == num_rows
     assert max(sizes) == 3
 
 
 def test_images_are_counted_where_their_rows_are_rejected_too(make_image: Callable[..., Path], tmp_path: Path) -> None:
     make_image("a.png")
-    checker = ImageChecker(ImageStore())
+    checker = checker_of(ImageStore())
     reader, rows = file_rows(tmp_path, ("a.png", "gone.png"), ("a.png",))
-    assert [row.text is None for block in check_rows([(reader, rows)], checker, 0) for row in block.rows] == [False, True]
-    assert checker.num_checked == 2
+    blocks = list(check_rows([(reader, rows)], checker, 0))
+    assert [(row.line, row.text is None) for block in blocks for row in block.noted] == [(1, False)]
+    assert checker.images.num_checked == 2
 
 
 @pytest.mark.parametrize("num_rows_before", [0, 50])
 def test_a_failing_disk_stops_the_check(num_rows_before: int, tmp_path: Path) -> None:
     groups = [*([()] * num_rows_before), ("disk.png",), ("disk.png",)]
-    blocks = check_rows([file_rows(tmp_path, *groups)], ImageChecker(CountingStore()), num_workers=0)
+    blocks = check_rows([file_rows(tmp_path, *groups)], checker_of(CountingStore()), num_workers=0)
     with pytest.raises(StorageError, match="the disk failed"):
         list(blocks)
 
 
 def test_no_thread_stays_behind_when_the_reader_stops(make_image: Callable[..., Path], tmp_path: Path) -> None:
     make_image("a.png")
-    blocks = check_rows([file_rows(tmp_path, *([("a.png",)] * 200))], ImageChecker(ImageStore()), num_workers=0)
+    blocks = check_rows([file_rows(tmp_path, *([("a.png",)] * 200))], checker_of(ImageStore()), num_workers=0)
     next(blocks)
     blocks.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("row")]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
 from yivl_core.data.raw_rows import RawRow
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import ImageChecker, RowBlock
+from yivl_core.data.image_checks import ImageChecker
+from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
 from yivl_core.data.row_workers import RowWorkers
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import ChildFailedError, StorageError
@@ -46,6 +48,10 @@ def early_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.P
     monkeypatch.setattr("yivl_core.data.row_workers.subprocess.Popen", Recorded)
     yield started
     assert all(process.returncode is not None for process in started)
+
+
+def checker_of(store: ImageStore) -> RowChecker:
+    return RowChecker(CheckSettings(), ImageChecker(store))
 
 
 def block_of(root: Path, *names: str) -> RowBlock:
@@ -141,17 +147,25 @@ def test_tokens_are_counted_wherever_the_rows_are_checked(
     make_image: Callable[..., Path],
     write_rows: Callable[..., Path],
     early_workers: list[subprocess.Popen[bytes]],
+    tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(row_workers, "_NUM_ROWS_FOR_WORKERS", 10)
     make_image("a.png")
     path = write_rows(*({"query": "x" * number, "response": "1", "images": ["a.png"]} for number in range(1, 101)))
-    config = ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"), num_workers=2)
-    validate_dataset(config, count_tokens=lambda record: len(record.query))
+    config = {"dataset": (str(path),), "output": str(tmp_path / "out"), "model": str(tiny_checkpoint), "max_length": 200}
+
+    def validated(num_workers: int) -> dict[str, bytes]:
+        summary = validate_dataset(ValidationConfig(**config, num_workers=num_workers))
+        assert 0 < summary.findings_by_kind["too_long"] < 100
+        return contents(str(tmp_path / "out"))
+
+    alone = validated(0)
+    assert early_workers == []
+    assert validated(2) == alone
     assert early_workers
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["tokens"] == {"total": 5050, "longest": 100, "at": f"{path}:100"}
+    assert json.loads(alone["report.json"])["tokens"]["longest_at"] == f"{path}:100"
 
 
 @pytest.mark.parametrize("cause", [KeyboardInterrupt(), RuntimeError("bug")])
@@ -171,10 +185,10 @@ def test_a_process_that_dies_is_told_and_ends_the_check(
     make_image: Callable[..., Path], early_workers: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     names = [make_image(f"{number}.png").name for number in range(6)]
-    with closing(RowWorkers(ImageChecker(ImageStore()), num_workers=1)) as workers:
+    with closing(RowWorkers(checker_of(ImageStore()), num_workers=1)) as workers:
         workers.submit(block_of(tmp_path, *names[:5])).result()
         assert early_workers == []
-        assert workers.submit(block_of(tmp_path, names[5])).result().images[0][0] == names[5]
+        assert workers.submit(block_of(tmp_path, names[5])).result().images[0][1] == names[5]
         early_workers[0].kill()
         with pytest.raises(ChildFailedError, match=r"was killed by SIGKILL \(out of memory, perhaps\); run it again, with fewer"):
             workers.submit(block_of(tmp_path, names[5])).result()
@@ -187,7 +201,7 @@ def test_a_process_that_cannot_start_ends_the_check(
     monkeypatch.setattr(row_workers, "_NUM_IMAGES_FOR_WORKERS", 0)
     message = r"a process that checks rows ended with exit code 3; run it again"
     with (
-        closing(RowWorkers(ImageChecker(ImageStore()), num_workers=1)) as workers,
+        closing(RowWorkers(checker_of(ImageStore()), num_workers=1)) as workers,
         pytest.raises(ChildFailedError, match=message),
     ):
         workers.submit(block_of(tmp_path, make_image("a.png").name)).result()
@@ -208,9 +222,9 @@ def test_cells_that_are_nested_too_deep_for_python_reach_no_process(
 
 @pytest.mark.parametrize("num_bytes", [0, 5, -1])
 def test_an_answer_that_ends_early_is_a_dead_process_and_no_answer(num_bytes: int, tmp_path: Path) -> None:
-    whole = row_worker.answer(block_of(tmp_path, "gone.png"), ImageChecker(ImageStore()))
+    whole = row_worker.answer(block_of(tmp_path, "gone.png"), checker_of(ImageStore()))
     with pytest.raises(row_worker.BrokenStreamError):
-        row_worker.read_reply(io.BytesIO(whole[:num_bytes]), "a.jsonl")
+        row_worker.read_reply(io.BytesIO(whole[:num_bytes]), block_of(tmp_path).reader)
 
 
 def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> None:
@@ -220,9 +234,9 @@ def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> N
 
     block = row_worker.read_request(io.BytesIO(row_worker.write_request(block_of(tmp_path, "a.png"))))
     assert block == block_of(tmp_path, "a.png")
-    reply = row_worker.answer(block, ImageChecker(FailingStore()))
+    reply = row_worker.answer(block, checker_of(FailingStore()))
     with pytest.raises(StorageError, match=r"^a\.png: the disk failed$") as raised:
-        row_worker.read_reply(io.BytesIO(reply), "a.jsonl")
+        row_worker.read_reply(io.BytesIO(reply), block.reader)
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.errno == 5
 
@@ -287,7 +301,7 @@ sys.exit(__main__.main())
 
 
 def test_a_worker_ends_with_its_stdin_also_while_it_is_still_loading() -> None:
-    command = [*row_workers._COMMAND, "1000"]
+    command = [*row_workers._COMMAND, json.dumps(asdict(CheckSettings()))]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, b"")

@@ -130,8 +130,14 @@ def test_an_equal_record_is_a_duplicate_if_its_images_are_equal_too(
     rows = [{**GOOD, "images": [name]} for name in ("a.png", "other.png", "copy.png", "a.png")]
     path = write_rows(*rows, {**rows[0], "id": "1"}, {**rows[0], "response": "2"})
     result = validate(path)
-    assert result.findings == [(3, "duplicate_record", "warning"), (4, "duplicate_record", "warning")]
-    assert result.warnings[0]["message"] == f"this record stands at {path}:1 already"
+    assert result.findings == [
+        (3, "duplicate_image", "warning"),
+        (3, "duplicate_record", "warning"),
+        (4, "duplicate_record", "warning"),
+    ]
+    messages = [[finding["message"] for finding in row["findings"]] for row in result.warnings]
+    repeated = f"this record stands at {path}:1 already"
+    assert messages == [[f'image "copy.png" is the same as "a.png", which {path}:1 shows', repeated], [repeated]]
     assert result.summary.num_records == 6
 
 
@@ -356,17 +362,6 @@ def test_progress_counts_records_up_to_all_of_them(tmp_path: Path, write_rows: W
     validate_dataset(ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out")), seen.append)
     assert [progress.done for progress in seen] == [50, 100, 120]
     assert (seen[-1].stage, seen[-1].unit, seen[-1].total, seen[-1].figures) == ("validate", "record", None, {"rejected": 1.0})
-
-
-def test_tokens_are_counted_by_whoever_can(tmp_path: Path, write_rows: WriteRows) -> None:
-    path = write_rows({**GOOD, "query": "abc"}, {"query": 7}, {**GOOD, "query": "abcdef"}, {**GOOD, "query": "abcde"})
-    config = ValidationConfig(dataset=(str(path),), output=str(tmp_path / "out"))
-    validate_dataset(config, count_tokens=lambda record: len(record.query))
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["tokens"] == {"total": 14, "longest": 6, "at": f"{path}:3"}
-    assert f"They are 14 tokens long together, the longest 6 ({path}:3)." in (tmp_path / "out/report.md").read_text()
-    validate_dataset(config)
-    assert json.loads((tmp_path / "out/report.json").read_text())["tokens"] is None
 
 
 def test_memory_does_not_grow_with_the_text_of_the_records(tmp_path: Path, write_rows: WriteRows) -> None:
