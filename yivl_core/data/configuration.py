@@ -45,6 +45,15 @@ class ValidationConfig(BaseModel):
     max_length: int | None = Field(
         default=None, ge=1, description="most tokens of a record, images included; default: any number; needs a model"
     )
+    image_depth: Literal["full", "header"] = Field(
+        default="full",
+        description="full: images are decoded, header: only their headers are read, which does not show that a file is cut off",
+    )
+    max_worker_bytes: int = Field(
+        default=2_000_000_000,
+        ge=500_000_000,
+        description="memory that a process which checks rows may take; an image that needs more is an error",
+    )
     num_workers: int | None = Field(
         default=None,
         ge=0,

@@ -1,6 +1,7 @@
 """Bytes of an image file -> 8-bit RGB pixels as a person would see them, or the reason why not.
 
-Decodes in full, since a header does not show that the rest is cut off. The size is looked at before any pixel is decoded.
+Decodes in full, since a header does not show that the rest is cut off. The size is looked at before any pixel is decoded, and all
+threads together decode a bounded number of pixels at a time.
 """
 
 import io
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,7 +21,11 @@ from yivl_core.errors import DatasetError
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 _FORMAT_LIST = "PNG, JPEG, GIF, WebP, BMP, TIFF or PPM"
 
+Depth = Literal["full", "header"]
+
 _HEAD_BYTES = 1024
+_ORIENTATION = 0x0112  # EXIF's tag; of its values those that turn an image on its side
+_SWAPPING_ORIENTATIONS = frozenset({5, 6, 7, 8})
 _SUPPORTED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5\n", b"P6\n")
 _UNSUPPORTED_SIGNATURES = {
     b"%PDF": "PDF",
@@ -40,7 +45,7 @@ class ImageError(DatasetError):
     Attributes:
         kind: why it may not be opened or is not there: `image_missing`, `path_escape`, `url_not_allowed`, `control_char`,
             `bad_unicode`; or why it cannot be read: `truncated`, `corrupt`, `not_an_image`, `empty`, `unsupported_format`,
-            `too_many_pixels`, `permission_denied`, `not_a_file`, `image_changed`.
+            `too_many_pixels`, `out_of_memory`, `permission_denied`, `not_a_file`, `image_changed`.
         message: what is wrong.
         remedy: how to mend it.
     """
@@ -72,6 +77,22 @@ class DecodedImage:
     is_animated: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedImage:
+    """What an image file holds, without its pixels.
+
+    Attributes:
+        width, height: in pixels, as it is shown (EXIF orientation applied).
+        mode, format, is_animated: as in `DecodedImage`.
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    is_animated: bool
+
+
 def decode_image(data: bytes | IO[bytes], max_pixels: int) -> DecodedImage:
     """The pixels of an image file.
 
@@ -80,8 +101,44 @@ def decode_image(data: bytes | IO[bytes], max_pixels: int) -> DecodedImage:
         max_pixels: most pixels (width x height); more are refused before they are decoded.
 
     Raises:
-        ImageError: of kind `truncated`, `corrupt`, `not_an_image`, `empty`, `unsupported_format` or `too_many_pixels`.
+        ImageError: of kind `truncated`, `corrupt`, `not_an_image`, `empty`, `unsupported_format`, `too_many_pixels` or
+            `out_of_memory`.
     """
+    with _opened(data, max_pixels) as image, _room.taken(image.width * image.height):
+        image_format, mode, is_animated = image.format or "", image.mode, _is_animated(image)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return DecodedImage(image=_to_rgb(image), mode=mode, format=image_format, is_animated=is_animated)
+
+
+def inspect_image(data: bytes | IO[bytes], max_pixels: int, depth: Depth = "full") -> InspectedImage:
+    """What an image file holds, and whether `decode_image` can decode it.
+
+    Args:
+        data: as there.
+        max_pixels: as there.
+        depth: `full` decodes all of the file, a JPEG to an eighth of its size, for which all of its data is read as well;
+            `header` does not see that a file is cut off or damaged behind its header.
+
+    Raises:
+        ImageError: as `decode_image`.
+    """
+    with _opened(data, max_pixels) as image:
+        (width, height), mode, is_animated = image.size, image.mode, _is_animated(image)
+        if depth == "full":
+            with _room.taken(width * height):
+                image.draft(None, (max(1, width // 8), max(1, height // 8)))
+                image.load()
+        # A PNG file may tell its orientation behind its pixels, and would be decoded here.
+        exif = image.getexif() if depth == "full" else Image.Image.getexif(image)
+        if exif.get(_ORIENTATION) in _SWAPPING_ORIENTATIONS:
+            width, height = height, width
+        return InspectedImage(width=width, height=height, mode=mode, format=image.format or "", is_animated=is_animated)
+
+
+@contextmanager
+def _opened(data: bytes | IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which the header has been read, and is such that it may be decoded; what goes wrong is an `ImageError`."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     num_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -92,7 +149,8 @@ def decode_image(data: bytes | IO[bytes], max_pixels: int) -> DecodedImage:
     with _silent_pillow():
         try:
             with Image.open(file, formats=FORMATS) as image:
-                return _decode(image, max_pixels)
+                _refuse_unfit(image, max_pixels)
+                yield image
         except ImageError:
             raise
         except UnidentifiedImageError as cause:
@@ -100,12 +158,15 @@ def decode_image(data: bytes | IO[bytes], max_pixels: int) -> DecodedImage:
         except Image.DecompressionBombError as cause:
             message = f"the image has more than {MAX_PIXELS_LIMIT:,} pixels"
             raise ImageError("too_many_pixels", message, "scale the image down") from cause
+        except MemoryError as cause:
+            message = "decoding the image takes more memory than there is"
+            raise ImageError("out_of_memory", message, "scale the image down, or raise the limit of memory") from cause
         except Exception as cause:  # on broken files Pillow's decoders raise nearly everything, from OSError to struct.error
             is_cut = _is_webp(head) and num_bytes < int.from_bytes(head[4:8], "little") + 8  # WebP tells its length
             raise _broken(cause, is_cut) from cause
 
 
-def _decode(image: Image.Image, max_pixels: int) -> DecodedImage:
+def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         message = f"{width} x {height} pixels are more than {max_pixels:,}"
@@ -113,12 +174,36 @@ def _decode(image: Image.Image, max_pixels: int) -> DecodedImage:
     if image.mode not in _EIGHT_BIT_MODES and not _has_sixteen_bits(image):
         message = f"pixels of mode {image.mode} have no agreed range"
         raise ImageError("unsupported_format", message, "save the image with 8 bits a channel")
-    image_format, mode = image.format or "", image.mode
+
+
+def _is_animated(image: Image.Image) -> bool:
     # The further pictures of a camera's MPO are previews and depth maps, not frames.
-    is_animated = bool(getattr(image, "is_animated", False)) and image_format != "MPO"
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return DecodedImage(image=_to_rgb(image), mode=mode, format=image_format, is_animated=is_animated)
+    return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+
+
+class _Room:
+    """Bounds the pixels that the threads of this process decode at a time; an image that is larger than all room goes alone."""
+
+    def __init__(self, num_pixels: int) -> None:
+        self._num_pixels = num_pixels
+        self._num_taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, num_pixels: int) -> Iterator[None]:
+        """Wait until there is room, and hold it as long as the block lasts."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_taken or self._num_taken + num_pixels <= self._num_pixels)
+            self._num_taken += num_pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_taken -= num_pixels
+                self._changed.notify_all()
+
+
+_room = _Room(128_000_000)
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:

@@ -1,9 +1,10 @@
-"""Images -> what a validation has to say of each: decoded in full, and once, however many rows name it."""
+"""Images -> what a validation has to say of each: looked at once, however many rows name it."""
 
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 
+from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
 
@@ -18,14 +19,16 @@ class ImageChecker:
 
     Args:
         store: reads the images.
+        depth: whether they are decoded in full.
 
     Attributes:
         num_checked: how many different images it was asked about.
     """
 
-    def __init__(self, store: ImageStore) -> None:
+    def __init__(self, store: ImageStore, depth: Depth = "full") -> None:
         self.num_checked = 0
         self._store = store
+        self._depth = depth
         self._known: OrderedDict[ImageReference, Future[Outcome]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -46,22 +49,22 @@ class ImageChecker:
                 self._known.popitem(last=False)
         if is_new:
             try:
-                future.set_result(_look_at(image, self._store))
+                future.set_result(_look_at(image, self._store, self._depth))
             except BaseException as cause:
                 future.set_exception(cause)
                 raise
         return future.result()
 
 
-def _look_at(image: ImageReference, store: ImageStore) -> Outcome:
+def _look_at(image: ImageReference, store: ImageStore, depth: Depth) -> Outcome:
     try:
-        loaded = store.load(image)
+        info, kinds = store.inspect(image, depth)
     except ImageError as cause:
         if cause.kind in _ADDRESS_KINDS:
             return None, (error(cause.kind, cause.message, cause.remedy),)
         return None, (error("image_unreadable", cause.message, cause.remedy, detail=cause.kind),)
     findings = []
-    for kind in loaded.warnings:
+    for kind in kinds:
         message, remedy = IMAGE_WARNINGS[kind]
         findings.append(warning(kind, f"image {shown(image.uri)}: {message}", remedy))
-    return loaded.info, tuple(findings)
+    return info, tuple(findings)

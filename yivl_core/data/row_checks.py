@@ -13,6 +13,7 @@ import numpy.typing as npt
 import orjson
 
 from yivl_core.data.dataset import ValidatedRecord, record_line, record_to_json
+from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, warning
 from yivl_core.data.image_checks import ImageChecker, Outcome
 from yivl_core.data.images import ImageInfo
@@ -50,6 +51,8 @@ class CheckSettings:
 
     Attributes:
         max_pixels: most pixels of an image.
+        depth: whether images are decoded in full, or only their headers read.
+        max_worker_bytes: memory that a process which helps may take.
         policy: what is done about kinds of findings, as `Policies.of` reads it.
         wants_questions: whether `CheckedBlock.questions` is needed.
         model: folder of a checkpoint with whose tokenizer records are counted; None: they are not.
@@ -58,6 +61,8 @@ class CheckSettings:
     """
 
     max_pixels: int = 64_000_000
+    depth: Depth = "full"
+    max_worker_bytes: int = 2_000_000_000
     policy: tuple[str, ...] = ()
     wants_questions: bool = False
     model: str | None = None

@@ -12,6 +12,7 @@ The process ends with its stdin, so it never outlives the one that started it.
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -80,12 +81,21 @@ def main() -> None:
     """Answer requests until stdin ends."""
     values = json.loads(sys.argv[1])
     settings = CheckSettings(**{**values, "policy": tuple(values["policy"])})
-    checker = RowChecker(settings, ImageChecker(ImageStore(settings.max_pixels)))
+    _limit_memory(settings.max_worker_bytes)
+    checker = RowChecker(settings, ImageChecker(ImageStore(settings.max_pixels), settings.depth))
     with suppress(BrokenPipeError, BrokenStreamError), os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # whatever a library prints is no reply
         while block := read_request(sys.stdin.buffer):
             replies.write(answer(block, checker))
             replies.flush()
+
+
+def _limit_memory(num_bytes: int) -> None:
+    """Have allocations fail, which makes a finding, before this process takes the machine's memory away."""
+    _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (num_bytes if highest == resource.RLIM_INFINITY else min(num_bytes, highest), highest)
+    )
 
 
 def read_request(stream: IO[bytes]) -> RowBlock | None:

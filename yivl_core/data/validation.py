@@ -56,7 +56,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     output = _free_output(config)
     policies = Policies.of(config.policy)
     apart = [ValidatedDataset.open(folder) for folder in config.apart_from]
-    checker = RowChecker(_settings(config, policies), ImageChecker(ImageStore(config.max_pixels)))
+    checker = RowChecker(_settings(config, policies), ImageChecker(ImageStore(config.max_pixels), config.image_depth))
     pace = Pace()
     files = [_open_file(number, url, config, pace) for number, url in enumerate(config.dataset)]
     with sole_publisher(output), publish_folder(output) as folder:
@@ -134,6 +134,8 @@ def _look_across(across: AcrossRows, writer: DatasetWriter, tally: _Judge) -> No
 def _settings(config: ValidationConfig, policies: Policies) -> CheckSettings:
     return CheckSettings(
         max_pixels=config.max_pixels,
+        depth=config.image_depth,
+        max_worker_bytes=config.max_worker_bytes,
         policy=policies.choices,
         wants_questions=bool(config.apart_from),
         model=config.model,

@@ -1,4 +1,4 @@
-"""How many tokens a record has, much faster than by making them all: words that came before are not encoded again. No torch.
+r"""How many tokens a record has, much faster than by making them all: words that came before are not encoded again. No torch.
 
 Where no piece of a vocabulary reaches over the front of a blank, as in Yi's, each word of
 

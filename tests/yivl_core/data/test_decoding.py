@@ -5,6 +5,8 @@ import resource
 import struct
 import threading
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from yivl_core.data.decoding import FORMATS, DecodedImage, ImageError, decode_image
+from yivl_core.data import decoding
+from yivl_core.data.decoding import FORMATS, DecodedImage, ImageError, InspectedImage, decode_image, inspect_image
 
 MAX_PIXELS = 64_000_000
 
@@ -232,3 +235,124 @@ def test_an_open_file_is_read_like_its_bytes(tmp_path: Path) -> None:
     with path.open("rb") as file:
         decoded: DecodedImage = decode_image(file, MAX_PIXELS)
     assert decoded.image.tobytes() == noise().tobytes()
+
+
+def judged(decode: Callable[[], DecodedImage | InspectedImage]) -> tuple[Any, ...]:
+    """What there is to tell of an image, or the kind of the error."""
+    try:
+        found = decode()
+    except ImageError as error:
+        return (error.kind, error.message)
+    size = found.image.size if isinstance(found, DecodedImage) else (found.width, found.height)
+    return (size, found.mode, found.format, found.is_animated)
+
+
+def jpegs() -> dict[str, bytes]:
+    """Of all ways in which JPEG files are commonly coded."""
+    image = noise((203, 157))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {
+        "baseline": saved(image, "JPEG", quality=85),
+        "progressive": saved(image, "JPEG", quality=85, progressive=True),
+        "restarts": saved(image, "JPEG", quality=70, restart_marker_blocks=3),
+        "grey": saved(image.convert("L"), "JPEG"),
+        "cmyk": saved(image.convert("CMYK"), "JPEG"),
+        "unsampled": saved(image, "JPEG", subsampling=0, optimize=True),
+        "turned": saved(image, "JPEG", exif=exif),
+        "smallest": saved(noise((1, 1)), "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("name", jpegs())
+def test_a_jpeg_that_is_inspected_is_judged_as_one_that_is_decoded(name: str) -> None:
+    """Its data is read as a whole, at an eighth of its size, too."""
+    data, rng = jpegs()[name], random.Random(name)
+    variants = [data, *(data[: rng.randrange(len(data))] for _ in range(150))]
+    for _ in range(250):
+        damaged = bytearray(data)
+        for _ in range(rng.choice([1, 1, 3, 30])):
+            damaged[rng.randrange(len(data))] = rng.randrange(256)
+        variants.append(bytes(damaged))
+    verdicts = set()
+    for variant in variants:
+        decoded = judged(lambda: decode_image(variant, 1_000_000))  # noqa: B023
+        assert judged(lambda: inspect_image(variant, 1_000_000)) == decoded  # noqa: B023
+        verdicts.add(decoded[0])
+    assert len(verdicts) >= 3  # whole ones, too, and errors of several kinds
+
+
+@pytest.mark.parametrize("image_format", [name for name in FORMATS if name != "JPEG"])
+def test_other_files_that_are_inspected_are_judged_as_those_that_are_decoded(image_format: str) -> None:
+    data, rng = saved(noise((61, 47)), image_format), random.Random(image_format)
+    variants = [data, *(data[: rng.randrange(len(data))] for _ in range(100))]
+    for _ in range(200):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] = rng.randrange(256)
+        variants.append(bytes(damaged))
+    for variant in variants:
+        decoded = judged(lambda: decode_image(variant, 1_000_000))  # noqa: B023
+        assert judged(lambda: inspect_image(variant, 1_000_000)) == decoded  # noqa: B023
+
+
+def test_every_awkward_file_is_inspected_as_it_is_decoded(shared_data: Path) -> None:
+    paths = sorted((shared_data / "data/awkward/files").iterdir())
+    for path in paths:
+        data = path.read_bytes()
+        decoded = judged(lambda: decode_image(data, MAX_PIXELS))  # noqa: B023
+        assert judged(lambda: inspect_image(data, MAX_PIXELS)) == decoded, path.name  # noqa: B023
+    assert len(paths) >= 29
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_a_header_tells_the_same_of_a_whole_file_and_nothing_is_decoded_for_it(
+    image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = saved(noise((61, 47)), image_format)
+    whole = inspect_image(data, MAX_PIXELS)
+
+    def fail(_: object) -> None:
+        raise AssertionError("the image was decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert inspect_image(data, MAX_PIXELS, "header") == whole
+
+
+def test_a_header_does_not_show_what_is_cut_off() -> None:
+    data = saved(noise((61, 47)), "JPEG")[:-500]
+    assert inspect_image(data, MAX_PIXELS, "header").width == 61
+    with pytest.raises(ImageError, match="the end of the image file is missing"):
+        inspect_image(data, MAX_PIXELS)
+
+
+def test_threads_decode_no_more_pixels_at_a_time_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_room", decoding._Room(3000))
+    lock, num_pixels, most = threading.Lock(), 0, 0
+    load = ImageFile.ImageFile.load
+
+    def counted(image: ImageFile.ImageFile) -> Any:
+        nonlocal num_pixels, most
+        with lock:
+            num_pixels += image.width * image.height
+            most = max(most, num_pixels)
+        threading.Event().wait(0.01)
+        pixels = load(image)
+        with lock:
+            num_pixels -= image.width * image.height
+        return pixels
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    files = [saved(noise(size), "BMP") for size in ((40, 30), (30, 30), (80, 60), (20, 20)) * 4]
+    with ThreadPoolExecutor(8) as pool:
+        decoded = list(pool.map(lambda data: decode_image(data, MAX_PIXELS), files))
+    assert [image.image.size for image in decoded] == [(40, 30), (30, 30), (80, 60), (20, 20)] * 4
+    assert 1200 < most <= 4800  # which is one image that is larger than all room
+
+
+def test_memory_that_is_not_there_is_no_damage_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    error = refused(saved(noise(), "PNG"))
+    assert (error.kind, error.message) == ("out_of_memory", "decoding the image takes more memory than there is")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from yivl_core.data import row_workers
-from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
+from yivl_core.data.decoding import Depth
+from yivl_core.data.image_checks import ImageChecker
+from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
 from yivl_core.data.raw_rows import RawRow, split_raw_rows
 from yivl_core.data.reading import RowReader
-from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.row_checks import CheckSettings, RowChecker
 from yivl_core.data.row_workers import FileRows, check_rows
 from yivl_core.errors import StorageError
@@ -24,14 +25,14 @@ class CountingStore(ImageStore):
         self.loads: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def load(self, image: ImageReference) -> LoadedImage:
+    def inspect(self, image: ImageReference, depth: Depth = "full") -> tuple[ImageInfo, tuple[str, ...]]:
         with self._lock:
             self.loads[image.uri] += 1
         if image.uri.startswith("1"):
             threading.Event().wait(0.005)
         if image.uri == "disk.png":
             raise StorageError("the disk failed")
-        return super().load(image)
+        return super().inspect(image, depth)
 
 
 def checker_of(store: ImageStore) -> RowChecker:

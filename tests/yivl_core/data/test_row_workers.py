@@ -19,10 +19,11 @@ from PIL import Image
 
 from yivl_core.data import row_worker, row_workers
 from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.images import ImageReference, ImageStore, LoadedImage
+from yivl_core.data.decoding import Depth
+from yivl_core.data.image_checks import ImageChecker
+from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
 from yivl_core.data.raw_rows import RawRow
 from yivl_core.data.reading import RowReader
-from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
 from yivl_core.data.row_workers import RowWorkers
 from yivl_core.data.validation import validate_dataset
@@ -229,7 +230,7 @@ def test_an_answer_that_ends_early_is_a_dead_process_and_no_answer(num_bytes: in
 
 def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> None:
     class FailingStore(ImageStore):
-        def load(self, image: ImageReference) -> LoadedImage:
+        def inspect(self, image: ImageReference, depth: Depth = "full") -> tuple[ImageInfo, tuple[str, ...]]:
             raise StorageError(f"{image.address}: the disk failed") from OSError(5, "Input/output error")
 
     block = row_worker.read_request(io.BytesIO(row_worker.write_request(block_of(tmp_path, "a.png"))))
