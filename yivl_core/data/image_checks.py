@@ -1,17 +1,35 @@
 """Images -> what a validation has to say of each: looked at once, however many rows name it."""
 
+import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
 
 from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
-
-Outcome = tuple[ImageInfo | None, tuple[Finding, ...]]
+from yivl_core.data.verdicts import Verdict, Verdicts, file_state
 
 _NUM_IMAGES_REMEMBERED = 4096
 _ADDRESS_KINDS = frozenset({"image_missing", "path_escape", "url_not_allowed", "control_char", "bad_unicode"})
+
+
+class Outcome(NamedTuple):
+    """What there is to say about an image.
+
+    Attributes:
+        info: what it is; None if it cannot be used.
+        findings: what was found about it.
+        path: of the file on this machine that was looked at; None where there is none.
+        state: of that file, as `file_state` gives it, before.
+    """
+
+    info: ImageInfo | None
+    findings: tuple[Finding, ...]
+    path: str | None
+    state: str
 
 
 class ImageChecker:
@@ -20,20 +38,22 @@ class ImageChecker:
     Args:
         store: reads the images.
         depth: whether they are decoded in full.
+        verdicts: remembers what was found out; None: all are looked at.
 
     Attributes:
         num_checked: how many different images it was asked about.
     """
 
-    def __init__(self, store: ImageStore, depth: Depth = "full") -> None:
+    def __init__(self, store: ImageStore, depth: Depth = "full", verdicts: Verdicts | None = None) -> None:
         self.num_checked = 0
         self._store = store
         self._depth = depth
+        self._verdicts = verdicts
         self._known: OrderedDict[ImageReference, Future[Outcome]] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, image: ImageReference) -> Outcome:
-        """What an image is, None if it cannot be used, and what was found about it. Its pixels are dropped at once.
+        """What there is to say about an image. Its pixels are dropped at once.
 
         Raises:
             StorageError: the disk or network failed.
@@ -49,22 +69,42 @@ class ImageChecker:
                 self._known.popitem(last=False)
         if is_new:
             try:
-                future.set_result(_look_at(image, self._store, self._depth))
+                future.set_result(self._look(image))
             except BaseException as cause:
                 future.set_exception(cause)
                 raise
         return future.result()
 
+    def _look(self, image: ImageReference) -> Outcome:
+        if image.data is not None or not isinstance(image.root, Path):
+            return Outcome(*_verdict(image, self._store, self._depth), None, "")
+        path = os.path.join(image.root, image.address)  # noqa: PTH118
+        state = file_state(path)
+        if self._verdicts is None:
+            return Outcome(*_verdict(image, self._store, self._depth), path, state)
+        try:
+            real_path = str(self._store.resolve(image))  # each time, since a link may lead out of the root by now
+        except ImageError as cause:
+            return Outcome(None, (_finding(cause),), path, state)
+        info, findings = self._verdicts.verdict(real_path, image.uri, state, lambda: _verdict(image, self._store, self._depth))
+        if info is not None and image.sha256 not in (None, info.sha256):
+            info, findings = _verdict(image, self._store, self._depth)
+        return Outcome(info, findings, path, state)
 
-def _look_at(image: ImageReference, store: ImageStore, depth: Depth) -> Outcome:
+
+def _verdict(image: ImageReference, store: ImageStore, depth: Depth) -> Verdict:
     try:
         info, kinds = store.inspect(image, depth)
     except ImageError as cause:
-        if cause.kind in _ADDRESS_KINDS:
-            return None, (error(cause.kind, cause.message, cause.remedy),)
-        return None, (error("image_unreadable", cause.message, cause.remedy, detail=cause.kind),)
+        return None, (_finding(cause),)
     findings = []
     for kind in kinds:
         message, remedy = IMAGE_WARNINGS[kind]
         findings.append(warning(kind, f"image {shown(image.uri)}: {message}", remedy))
     return info, tuple(findings)
+
+
+def _finding(cause: ImageError) -> Finding:
+    if cause.kind in _ADDRESS_KINDS:
+        return error(cause.kind, cause.message, cause.remedy)
+    return error("image_unreadable", cause.message, cause.remedy, detail=cause.kind)

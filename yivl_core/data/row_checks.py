@@ -104,6 +104,7 @@ class CheckedBlock:
         questions: the same of what the model is shown, as `sample_digest` has it; empty where it is not wanted.
         num_tokens: int32 `[N]`, images included; empty where they are not counted.
         images: of the clean rows, in order: number of the row among these, then the values of the `ImageInfo`.
+        image_files: state of each file that was looked at, by its path, also where the row is rejected.
     """
 
     file: str
@@ -119,6 +120,7 @@ class CheckedBlock:
     questions: bytes
     num_tokens: npt.NDArray[np.int32]
     images: Sequence[Sequence[Any]]
+    image_files: Mapping[str, str]
 
 
 class RowChecker:
@@ -192,6 +194,7 @@ class _BlockCheck:
         self._questions: list[bytes] = []
         self._num_tokens: list[int] = []
         self._image_values: list[Sequence[Any]] = []
+        self._image_files: dict[str, str] = {}
         # The note of a record, as `note_json` has it, up to the number of its line.
         self._note = b', "%b": {"file": %b, "line": ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
 
@@ -211,10 +214,11 @@ class _BlockCheck:
         if "images" in content:
             addresses = [address for address in content["images"] if address is not None]
             for image in self._reader.locate(addresses):
-                info, findings = self._checker.images.check(image)
-                if info is None or findings:
+                outcome = self._checker.images.check(image)
+                if outcome.info is None or outcome.findings:
                     return False
-                infos.append(info)
+                infos.append(outcome.info)
+                self._note_file(outcome)
         num_tokens = self._checker.length(content)
         if self._checker.is_too_long(num_tokens):
             return False
@@ -234,9 +238,10 @@ class _BlockCheck:
 
     def _add_other(self, raw: RawRow) -> None:
         row = self._reader.read(raw, self._json_reader)
-        outcomes = [
-            self._checker.images.check(image) for image in row.images
-        ]  # also of a rejected row, so that all is mended at once
+        # Those of a rejected row, too, so that all is mended at once.
+        outcomes = [self._checker.images.check(image) for image in row.images]
+        for outcome in outcomes:
+            self._note_file(outcome)
         findings = _findings(row, outcomes)
         record = row.record
         num_tokens = 0
@@ -249,7 +254,7 @@ class _BlockCheck:
         assert raw.line is not None
         if findings:
             self._noted.append(NotedRow(raw.line, record.id, findings, None))
-        infos = tuple(info for info, _ in outcomes if info is not None)
+        infos = tuple(outcome.info for outcome in outcomes if outcome.info is not None)
         validated = ValidatedRecord(record=record, source=row.source, images=infos)
         self._add_clean(
             line=raw.line,
@@ -282,6 +287,10 @@ class _BlockCheck:
         if self._checker.settings.wants_questions:
             self._questions.append(_question_key(content, infos))
 
+    def _note_file(self, outcome: Outcome) -> None:
+        if outcome.path is not None:
+            self._image_files[outcome.path] = outcome.state
+
     def result(self) -> CheckedBlock:
         """What was found out."""
         return CheckedBlock(
@@ -298,15 +307,16 @@ class _BlockCheck:
             questions=b"".join(self._questions),
             num_tokens=np.array([] if self._checker.settings.model is None else self._num_tokens, np.int32),
             images=self._image_values,
+            image_files=self._image_files,
         )
 
 
 def _findings(row: InputRow, outcomes: Sequence[Outcome]) -> tuple[Finding, ...]:
-    if not any(findings for _, findings in outcomes):
+    if not any(outcome.findings for outcome in outcomes):
         return row.findings
     # Text that cannot be stored was found in the row already, whether it is an address or not.
     text_kinds = {finding.kind for finding in row.findings} & {"control_char", "bad_unicode"}
-    of_images = (finding for _, findings in outcomes for finding in findings if finding.kind not in text_kinds)
+    of_images = (finding for outcome in outcomes for finding in outcome.findings if finding.kind not in text_kinds)
     return (*row.findings, *of_images)
 
 

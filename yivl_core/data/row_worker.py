@@ -74,6 +74,7 @@ def read_reply(stream: IO[bytes], reader: RowReader) -> CheckedBlock:
         questions=questions,
         num_tokens=np.frombuffer(num_tokens, np.int32),
         images=head["images"],
+        image_files=head["image_files"],
     )
 
 
@@ -141,6 +142,7 @@ def answer(block: RowBlock, checker: RowChecker) -> bytes:
         "num_rows": checked.num_rows,
         "noted": [[row.line, row.id, _to_json(row.findings), row.text] for row in checked.noted],
         "images": checked.images,
+        "image_files": checked.image_files,
     }
     texts = (checked.lines.tobytes(), checked.records, checked.canonical, checked.keys, checked.answers)
     return _message(head, [*texts, checked.answer_lengths.tobytes(), checked.questions, checked.num_tokens.tobytes()])

@@ -67,23 +67,23 @@ class TokenCounter:
         num_images = sum(address is not None for address in images)
         for question, answer in [*history, (content["query"], response)]:
             if num_images:
-                start, *words = f"\n{question}\n{STOP_STRING}".split(" ")
-                number += self._num_image_frame + num_images * self._num_image_tokens
-                number += self._count_start(start) + self._count_words(words)
+                start, blank, words = f"\n{question}\n{STOP_STRING}".partition(" ")
+                number += self._num_image_frame + num_images * self._num_image_tokens + self._count_start(start)
+                number += self._count_words(words) if blank else 0
                 num_images = 0
             else:
-                number += self._num_frame + self._count_words(f"{question}\n{STOP_STRING}".split(" "))
+                number += self._num_frame + self._count_words(f"{question}\n{STOP_STRING}")
             if answer is not None:
-                number += self._count_words(f"{answer}\n{STOP_STRING}".split(" "))
+                number += self._count_words(f"{answer}\n{STOP_STRING}")
         return number
 
-    def _count_words(self, words: list[str]) -> int:
-        """The tokens of words with a blank in front of each."""
-        if "" in words:  # blanks that follow each other may be one piece
-            return self._count(" " + " ".join(words))
+    def _count_words(self, text: str) -> int:
+        """The tokens of a blank and a text behind it."""
+        if "  " in text or text.startswith(" "):  # blanks that follow each other may be one piece
+            return self._count(" " + text)
         known = self._known_words
         number = 0
-        for word in words:
+        for word in text.split(" "):
             number += known.get(word) or self._learn(word)
         return number
 
