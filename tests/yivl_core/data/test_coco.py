@@ -44,9 +44,8 @@ def test_each_caption_is_a_training_record_whatever_the_order_of_the_parts(order
     rows = rows_of({name: WHOLE[name] for name in order})
     records = [parse_record(row.values or {}, "training") for row in rows]
     assert not any(parsed.findings for parsed in records)
-    assert [
-        (record.id, record.cluster_id, record.images, record.response) for parsed in records if (record := parsed.record)
-    ] == [
+    found = [parsed.record for parsed in records if parsed.record]
+    assert [(record.id, record.cluster_id, record.images, record.response) for record in found] == [
         ("38", "37777", ("000000037777.jpg",), "A small kitchen with a fridge."),
         ("49", "397133", ("000000397133.jpg",), "A man cooks in a kitchen."),
         ("182", "37777", ("000000037777.jpg",), "The dining table near the kitchen has fruit on it."),
