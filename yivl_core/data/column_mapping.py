@@ -3,6 +3,7 @@
 Applied before the format is detected, to rows of any format.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -73,7 +74,8 @@ class ColumnMapping:
         """A finding whose message names the user's column beside the field."""
         message = finding.message
         for ours, theirs in self.columns:
-            message = message.replace(f"`{ours}`", f"`{ours}` (column `{theirs}`)")
+            column = theirs.replace("\\", r"\\")  # which `re` would read as an escape
+            message = re.sub(rf"`{ours}\b[^`]*`", rf"\g<0> (column `{column}`)", message)
         return finding if message == finding.message else replace(finding, message=message)
 
 

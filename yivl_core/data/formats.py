@@ -11,7 +11,7 @@ A row with `query` is one of ours whatever else it holds: what is mapped to `que
 `messages` beside it end in `meta` with a warning. Values are JSON of any shape; nothing here raises an exception because of them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from yivl_core.data.findings import Finding, error, shown, wrong_type
@@ -24,7 +24,7 @@ _OWN_FIELDS = ("query", "response", "history")
 _FOREIGN_MEDIA = ("video", "videos", "audio", "audios")
 
 
-def detect_format(values: Iterable[str]) -> Format:
+def detect_format(values: Collection[str]) -> Format:
     """The format of a row, by the names of its fields.
 
     Args:
@@ -39,23 +39,23 @@ def detect_format(values: Iterable[str]) -> Format:
     return "alpaca" if "instruction" in values else "swift"
 
 
-def to_record_values(values: Mapping[str, Any], format: Format) -> tuple[dict[str, Any], list[Finding]]:  # noqa: A002
+def to_record_values(values: Mapping[str, Any], row_format: Format) -> tuple[dict[str, Any], list[Finding]]:
     """A row under the names that `parse_record` reads; fields of no meaning here are kept, so that they land in `meta`.
 
     Args:
         values: JSON values by field name, of any shape.
-        format: that of the dataset.
+        row_format: that of the dataset.
 
     Returns:
         The values, and what is wrong with them. With an error among the findings the values are not to be used.
     """
-    if format == "swift":
+    if row_format == "swift":
         return dict(values), _other_format(values, "swift") if "query" not in values else []
-    if format == "alpaca":
+    if row_format == "alpaca":
         return _from_alpaca(values)
-    name = "conversation" if format == "conversations" and "conversations" not in values else format
+    name = "conversation" if row_format == "conversations" and "conversations" not in values else row_format
     if name not in values:
-        return dict(values), _other_format(values, format) or [_missing(format)]
+        return dict(values), _other_format(values, row_format) or [_missing(row_format)]
     return _from_messages(values, name)
 
 

@@ -9,25 +9,13 @@ item. What is no JSON, inside an item or between items, ends the reading with a 
 longest item allowed, not on the document: a longer item is passed over, and is not checked.
 """
 
-import codecs
-import json
-import re
 from collections.abc import Container, Iterator
 from typing import IO
 
-from yivl_core.data.findings import error, row_too_long, shown
+from yivl_core.data.findings import error, shown
+from yivl_core.data.json_document import MAX_KEPT_CHARS, BrokenDocumentError, JsonDocument, broken
 from yivl_core.data.raw_rows import RawRow
-from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
 
-_BLOCK_BYTES = 1 << 18
-_MAX_KEPT_CHARS = 2000  # of an item with a finding, for the quarantine
-_NUM_CHARS_AT_CUT = 2 * len(r"\uD83D")  # of what tells of an error where the window ends, and none may be
-_NUM_CHARS_OF_EXPONENT = len("e+")  # which are not read as part of a number unless a digit follows
-_COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
-_SIGN = re.compile(r'["\[\]{}]')
-_SIGN_IN_STRING = re.compile(r'["\\]')
-_BEHIND_SCALAR = re.compile(r"[,\]}\s]")
-_NOTHING_MORE = "nothing behind it was read"
 _TAIL = "write a comma, or {} at the end of the {}"
 
 
@@ -42,13 +30,13 @@ def list_items(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
         Rows with `json` filled, or with findings; none for an empty document or list. Where the document as a whole is no list,
         the only row has no line.
     """
-    document = _Document(file, max_bytes)
+    document = JsonDocument(file, max_bytes)
     first = document.peek()
     if first == "[":
         try:
             yield from _items(document)
             _check_end(document, "list")
-        except _BrokenError as cause:
+        except BrokenDocumentError as cause:
             yield cause.row
     elif first:
         finding = error("invalid_json", "the file is not a JSON list", "name it .jsonl if it holds one record a line")
@@ -67,7 +55,7 @@ def named_items(file: IO[bytes], names: Container[str], max_bytes: int) -> Itera
         (name of the list, row). The name is None for what is wrong with the document: then it was not read to its end, or
         a list is missing from what was read.
     """
-    document = _Document(file, max_bytes)
+    document = JsonDocument(file, max_bytes)
     if document.peek() != "{":
         finding = error("invalid_json", "the file is not a JSON object", 'write {"name": [...], ...}')
         yield None, RawRow(line=None, findings=[finding])
@@ -75,24 +63,11 @@ def named_items(file: IO[bytes], names: Container[str], max_bytes: int) -> Itera
     try:
         yield from _fields(document, names)
         _check_end(document, "object")
-    except _BrokenError as cause:
+    except BrokenDocumentError as cause:
         yield None, cause.row
 
 
-class _BrokenError(Exception):
-    """Reading cannot go on."""
-
-    def __init__(self, row: RawRow) -> None:
-        super().__init__()
-        self.row = row
-
-
-def _broken(line: int, kind: str, message: str, remedy: str, text: str = "") -> _BrokenError:
-    finding = error(kind, f"{message}; {_NOTHING_MORE}", remedy)
-    return _BrokenError(RawRow(line=line, text=_storable(text), findings=[finding]))
-
-
-def _items(document: "_Document") -> Iterator[RawRow]:
+def _items(document: JsonDocument) -> Iterator[RawRow]:
     """The items of the list whose bracket is next; leaves the document behind the closing one."""
     document.take()
     if document.peek() == "]":
@@ -106,10 +81,10 @@ def _items(document: "_Document") -> Iterator[RawRow]:
             document.take()
             return
         message = "behind an item of the list there is neither a comma nor a bracket"
-        raise _broken(document.line, "invalid_json", message, _TAIL.format("]", "list"))
+        raise broken(document.line, "invalid_json", message, _TAIL.format("]", "list"))
 
 
-def _fields(document: "_Document", names: Container[str]) -> Iterator[tuple[str | None, RawRow]]:
+def _fields(document: JsonDocument, names: Container[str]) -> Iterator[tuple[str | None, RawRow]]:
     seen = set()
     document.take()
     if document.peek() == "}":
@@ -128,7 +103,7 @@ def _fields(document: "_Document", names: Container[str]) -> Iterator[tuple[str 
                 yield name, row
         elif name in names:
             row = document.read_item()
-            text = row.text or (row.json or b"")[:_MAX_KEPT_CHARS].decode(errors="backslashreplace")
+            text = row.text or (row.json or b"")[:MAX_KEPT_CHARS].decode(errors="backslashreplace")
             finding = error("wrong_type", f"`{name}` is not a list: {shown(text)}", "write a list")
             yield None, RawRow(line=row.line, text=text, findings=[finding])
         else:
@@ -139,182 +114,11 @@ def _fields(document: "_Document", names: Container[str]) -> Iterator[tuple[str 
             document.take()
             return
         message = "behind a field of the object there is neither a comma nor a brace"
-        raise _broken(document.line, "invalid_json", message, _TAIL.format("}", "object"))
+        raise broken(document.line, "invalid_json", message, _TAIL.format("}", "object"))
 
 
-def _check_end(document: "_Document", kind: str) -> None:
+def _check_end(document: JsonDocument, kind: str) -> None:
     if document.peek():
         message = f"behind the {kind} there is more text: {shown(document.text_ahead(200))}"
         finding = error("trailing_garbage", message, "remove it")
-        raise _BrokenError(RawRow(line=document.line, findings=[finding]))
-
-
-class _Document:
-    """A window of text that slides over a file, and a place in it.
-
-    Bytes that are not UTF-8 stand in the text as single surrogates, which UTF-8 cannot hold, and so come out as they went in.
-    """
-
-    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
-        self._file, self._max_bytes = file, max_bytes
-        self._to_text = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
-        self._raw_decode = json.JSONDecoder(parse_int=float).raw_decode  # `int` refuses thousands of digits
-        self._text, self._position, self._is_at_end = "", 0, False
-        self._line, self._counted = 1, 0
-
-    @property
-    def line(self) -> int:
-        """The line of the place, from 1."""
-        self._line += self._text.count("\n", self._counted, self._position)
-        self._counted = self._position
-        return self._line
-
-    def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
-        while True:
-            self._position = skip_white_space(self._text, self._position)
-            if self._position < len(self._text) or self._is_at_end:
-                return self._text[self._position : self._position + 1]
-            self._read_on()
-
-    def take(self) -> None:
-        """Go on behind the character that `peek` gave."""
-        self._position += 1
-
-    def take_comma(self) -> bool:
-        """Go on behind the next comma, if one comes before anything else."""
-        match = _COMMA.match(self._text, self._position)
-        if match is not None and match.end() < len(self._text):
-            self._position = match.end()
-            return True
-        if self.peek() != ",":
-            return False
-        self.take()
-        self.peek()
-        return True
-
-    def text_ahead(self, num_chars: int) -> str:
-        """Some of what follows."""
-        return self._text[self._position : self._position + num_chars]
-
-    def read_item(self) -> RawRow:
-        """The value that starts at the place, which is not white space."""
-        line = self.line
-        end = self._find_end()
-        if end is None:
-            return self._pass_over(line)
-        start, self._position = self._position, end  # which reading on has moved
-        data = self._text[start:end].encode(errors="surrogateescape")
-        if len(data) > self._max_bytes:
-            return self._too_long(line, self._text[start : start + _MAX_KEPT_CHARS])
-        return RawRow(line, "", data, None, (), len(data))  # by place, which is faster: this is done for each item
-
-    def read_name(self) -> str:
-        """The name of the next field, and the colon behind it."""
-        self.peek()
-        row = self.read_item()
-        try:
-            name = StrictJsonReader().read_all((row.json or b"").decode())[0]
-        except (JsonSyntaxError, UnicodeDecodeError):
-            name = None
-        if not isinstance(name, str) or self.peek() != ":":
-            message = 'a field of an object has to be "NAME": VALUE'
-            raise _broken(self.line, "invalid_json", message, 'write {"name": [...], ...}')
-        self.take()
-        self.peek()
-        return name
-
-    def skip_value(self) -> None:
-        """Go on behind the value that starts at the place."""
-        end = self._find_end()
-        if end is None:
-            self._pass_over(self.line)
-        else:
-            self._position = end
-
-    def _find_end(self) -> int | None:
-        """The index behind the value at the place; None where it is too long to be looked at as a whole."""
-        while True:
-            try:
-                end = self._raw_decode(self._text, self._position)[1]
-                if end + _NUM_CHARS_OF_EXPONENT < len(self._text) or self._is_at_end:
-                    return end
-            except json.JSONDecodeError as cause:
-                if self._is_at_end or not _may_be_cut_off(cause):
-                    raise self._no_json() from cause
-            except RecursionError as cause:
-                raise self._no_json() from cause
-            if len(self._text) - self._position > self._max_bytes:
-                return None
-            self._read_on()
-
-    def _no_json(self) -> _BrokenError:
-        """What the strict reader has to say of the value at the place."""
-        text = self._text[self._position :]  # so that characters are counted from its start
-        position = 0
-        try:
-            finding = StrictJsonReader().read(text)[2][0]  # nested so deep that the one gave up and the other just not
-        except JsonSyntaxError as cause:
-            finding, position = cause.finding, cause.position
-        line = self.line
-        message = f"{finding.message}, in what starts on line {line}"
-        remedy = "write the items of the list as JSON objects"
-        return _broken(line + text.count("\n", 0, position), finding.kind, message, remedy, text[:_MAX_KEPT_CHARS])
-
-    def _pass_over(self, line: int) -> RawRow:
-        """Go on behind a value of any length, without holding it."""
-        kept = self.text_ahead(_MAX_KEPT_CHARS)
-        if self.text_ahead(1) in tuple('"[{'):
-            self._pass_over_brackets(line)
-        else:  # a number
-            while (match := _BEHIND_SCALAR.search(self._text, self._position)) is None and not self._is_at_end:
-                self._position = len(self._text)
-                self._read_on()
-            self._position = len(self._text) if match is None else match.start()
-        return self._too_long(line, kept)
-
-    def _pass_over_brackets(self, line: int) -> None:
-        depth, is_in_string = 0, False
-        while True:
-            sign = (_SIGN_IN_STRING if is_in_string else _SIGN).search(self._text, self._position)
-            if sign is None:
-                self._position = len(self._text)
-                if self._is_at_end:
-                    message = "a string, list or object that starts here has no end"
-                    raise _broken(line, "invalid_json", message, "write the file again")
-                self._read_on()
-                continue
-            self._position = sign.end()
-            if sign.group() == "\\":
-                self._pass_over_escaped()
-            elif sign.group() == '"':
-                is_in_string = not is_in_string
-            else:
-                depth += 1 if sign.group() in "[{" else -1
-            if not depth and not is_in_string:
-                return
-
-    def _pass_over_escaped(self) -> None:
-        if self._position == len(self._text) and not self._is_at_end:
-            self._read_on()
-        self._position += 1
-
-    def _too_long(self, line: int, kept: str) -> RawRow:
-        return RawRow(line=line, text=_storable(kept), findings=[row_too_long(self._max_bytes)])
-
-    def _read_on(self) -> None:
-        """Drop what lies before the place and add a block, twice as much where a long value is cut off."""
-        data = self._file.read(max(_BLOCK_BYTES, len(self._text) - self._position))
-        self._line, self._counted = self.line, 0
-        self._text = self._text[self._position :] + self._to_text.decode(data, final=not data)
-        self._position = 0
-        self._is_at_end = not data
-
-
-def _may_be_cut_off(cause: json.JSONDecodeError) -> bool:
-    """Whether a value that cannot be read may go on behind the window."""
-    return cause.pos + _NUM_CHARS_AT_CUT >= len(cause.doc) or cause.msg.startswith("Unterminated string")
-
-
-def _storable(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise BrokenDocumentError(RawRow(line=document.line, findings=[finding]))

@@ -1,7 +1,7 @@
 import pytest
 
 from yivl_core.data.column_mapping import ColumnMapping
-from yivl_core.data.formats import detect_format
+from yivl_core.data.formats import detect_format, to_record_values
 from yivl_core.data.parsing import parse_record
 from yivl_core.errors import ConfigurationError
 
@@ -46,6 +46,10 @@ def test_a_missing_column_is_named_beside_the_field() -> None:
     options = mapping("query=question")
     finding = parse_record(options.apply({"query": "not meant"}), "inference").findings[0]
     assert options.in_their_words(finding).message == "there is no `query` (column `question`)"
+    (finding,) = to_record_values(mapping("messages=dialog.turns").apply({"dialog": {"turns": [3]}}), "messages")[1]
+    assert mapping("messages=dialog.turns").in_their_words(finding).message == (
+        "`messages[0]` (column `dialog.turns`) is a number: 3"
+    )
     other = parse_record({"query": "a", "response": 3}, "inference").findings[0]
     assert options.in_their_words(other) is other
 

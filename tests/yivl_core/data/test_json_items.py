@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.data import json_items
+from yivl_core.data import json_document
 from yivl_core.data.findings import KINDS
 from yivl_core.data.json_items import list_items, named_items
 from yivl_core.data.raw_rows import RawRow, parse_raw_row
@@ -20,7 +20,7 @@ MAX_BYTES = 10_000
 @pytest.fixture(autouse=True)
 def _narrow_window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every few characters the window ends, so that each kind of text is cut off somewhere."""
-    monkeypatch.setattr(json_items, "_BLOCK_BYTES", 7)
+    monkeypatch.setattr(json_document, "_BLOCK_BYTES", 7)
 
 
 def rows_of(document: bytes | str, max_bytes: int = MAX_BYTES) -> list[RawRow]:
@@ -163,7 +163,7 @@ class _Repeated(io.RawIOBase):
 
 
 def test_memory_depends_on_the_longest_item_and_not_on_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_items, "_BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(json_document, "_BLOCK_BYTES", 1 << 16)
 
     def pieces() -> Iterator[bytes]:
         yield b"["
