@@ -27,9 +27,10 @@ _ROLES = {
 _TOOL_ROLES = frozenset({"tool", "tool_call", "tool_response", "function", "function_call", "observation", "ipython"})
 _TOOL_FIELDS = ("tool_calls", "function_call", "audio")
 _READ_FIELDS = frozenset({"role", "from", "content", "value"})
-_TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
 _IMAGE_TYPES = frozenset({"image_url", "input_image", "image"})
+_PART_TYPES = frozenset({"text", "input_text", "output_text"}) | _IMAGE_TYPES
 _ADDRESS_FIELDS = ("image_url", "image", "url", "path")
+_CONTENT_FIELDS = ("file_id", "base64", "file")
 _TAG = "<image>"
 _WANTED_MESSAGE = 'an object such as {"role": "user", "content": "..."}'
 _WANTED_ADDRESS = "the image's address: a path, a URL or a data: URI"
@@ -39,7 +40,6 @@ class _Image(NamedTuple):
     """An image among the parts of a message; without an address it is the next of the row's `images`."""
 
     address: str | None
-    name: str
 
 
 class _Turn(NamedTuple):
@@ -160,25 +160,34 @@ def _check_order(turns: Sequence[_Turn], name: str, findings: list[Finding]) -> 
 def _parts(parts: list[Any], name: str, findings: list[Finding]) -> str | list[str | _Image]:
     """The content of a message: its text, or with images text and images as they come."""
     content: list[str | _Image] = []
+    has_image = False
     for index, part in enumerate(parts):
-        part_name = f"{name}[{index}]"
-        if not isinstance(part, dict):
-            findings.append(wrong_type(part_name, part, 'a part such as {"type": "text", "text": "..."}'))
+        if type(part) is dict and part.get("type") == "text" and type(part.get("text")) is str:
+            content.append(part["text"])  # most are so, and need no name for a finding
             continue
-        kind = part.get("type", _type_by_fields(part))
-        if isinstance(kind, str) and kind in _TEXT_TYPES:
-            text = part.get("text")
-            if isinstance(text, str):
-                content.append(text)
-            else:
-                findings.append(wrong_type(f"{part_name}.text", text, "a string"))
-        elif isinstance(kind, str) and kind in _IMAGE_TYPES:
-            content.append(_image(part, part_name, findings))
-        else:
-            message = f"`{part_name}` is of type {shown(kind)}"
-            findings.append(error("unsupported_content", message, "leave it out; the model is shown text and images alone"))
-    texts = [piece for piece in content if isinstance(piece, str)]
-    return "".join(texts) if len(texts) == len(content) else content
+        piece = _part(part, f"{name}[{index}]", findings)
+        if piece is not None:
+            content.append(piece)
+            has_image |= isinstance(piece, _Image)
+    return content if has_image else "".join(map(str, content))
+
+
+def _part(part: Any, name: str, findings: list[Finding]) -> str | _Image | None:
+    if not isinstance(part, dict):
+        findings.append(wrong_type(name, part, 'a part such as {"type": "text", "text": "..."}'))
+        return None
+    kind = part["type"] if "type" in part else _type_by_fields(part)
+    if not isinstance(kind, str) or kind not in _PART_TYPES:
+        message = f"`{name}` is of type {shown(kind)}"
+        findings.append(error("unsupported_content", message, "leave it out; the model is shown text and images alone"))
+        return None
+    if kind in _IMAGE_TYPES:
+        return _image(part, name, findings)
+    text = part.get("text")
+    if isinstance(text, str):
+        return text
+    findings.append(wrong_type(f"{name}.text", text, "a string"))
+    return None
 
 
 def _type_by_fields(part: dict[str, Any]) -> str | None:
@@ -187,20 +196,20 @@ def _type_by_fields(part: dict[str, Any]) -> str | None:
 
 
 def _image(part: dict[str, Any], name: str, findings: list[Finding]) -> _Image:
-    field = next((field for field in _ADDRESS_FIELDS if part.get(field) is not None), None)
-    if field is not None:
-        return _Image(read_address(part[field], f"{name}.{field}", findings), name)
-    for other in ("file_id", "base64", "file"):
-        if part.get(other) is not None:
-            message = f"`{name}.{other}` is {shown(part[other])}, which is no address"
+    for field in _ADDRESS_FIELDS:
+        if part.get(field) is not None:
+            return _Image(read_address(part[field], f"{name}.{field}", findings))
+    for field in _CONTENT_FIELDS:
+        if part.get(field) is not None:
+            message = f"`{name}.{field}` is {shown(part[field])}, which is no address"
             findings.append(error("unsupported_content", message, f"write {_WANTED_ADDRESS}"))
-    return _Image(None, name)
+    return _Image(None)
 
 
 def read_address(value: Any, name: str, findings: list[Finding]) -> str | None:
     """An image's address, given as text or in an object with `url` or `path`."""
     if isinstance(value, dict):
-        field = next((field for field in ("url", "path") if value.get(field) is not None), "url")
+        field = "path" if value.get("url") is None and value.get("path") is not None else "url"
         name, value = f"{name}.{field}", value.get(field)
     if isinstance(value, str):
         return value
@@ -222,8 +231,11 @@ def _with_tags(
             findings.append(error("unsupported_content", message, "let images stand in messages of the user"))
         elif is_shown:
             for piece in [turn.content] if isinstance(turn.content, str) else turn.content:
-                slots += [None] * len(IMAGE_TAG.findall(piece)) if isinstance(piece, str) else [piece.address]
-        tagged.append(turn._replace(content=_tagged_text(turn.content)))
+                if isinstance(piece, _Image):
+                    slots.append(piece.address)
+                elif "<image" in piece:
+                    slots += [None] * len(IMAGE_TAG.findall(piece))
+        tagged.append(_Turn(turn.role, _tagged_text(turn.content), turn.name))
     given = [address for address in images if address is not None]
     num_open = slots.count(None)
     if num_open != len(given):
