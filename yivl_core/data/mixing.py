@@ -58,9 +58,14 @@ class Selection:
     num_taken: int
     is_drawn: NDArray[np.bool_] | None = field(repr=False)
 
+    @property
+    def num_times(self) -> int:
+        """How often each row is taken that is not drawn."""
+        return self.num_taken // max(1, self.num_rows)
+
     def times(self, index: int) -> int:
         """How often a row is taken, by its number from 0."""
-        return self.num_taken // self.num_rows + (self.is_drawn is not None and bool(self.is_drawn[index]))
+        return self.num_times + (self.is_drawn is not None and bool(self.is_drawn[index]))
 
 
 def mix(datasets: Sequence[MixedDataset], seed: int, num_rows: int | None = None) -> list[Selection]:
@@ -87,8 +92,6 @@ def mix(datasets: Sequence[MixedDataset], seed: int, num_rows: int | None = None
     selections = []
     occurrences: Counter[str] = Counter()
     for dataset, count in zip(datasets, counts, strict=True):
-        if count and not dataset.num_rows:
-            raise ConfigurationError(f"{dataset.name}: {count} rows are wanted of a dataset that has none; leave it out")
         key = (seed, dataset.name, occurrences[dataset.name])
         occurrences[dataset.name] += 1
         is_drawn = _draw(dataset.num_rows, count % dataset.num_rows, key) if dataset.num_rows else None
@@ -104,8 +107,7 @@ def take_rows(rows: Iterable[RawRow], selection: Selection) -> Iterator[tuple[Ra
     Raises:
         DatasetError: the dataset has another number of rows than the selection was made for.
     """
-    base = selection.num_taken // max(1, selection.num_rows)
-    is_drawn = selection.is_drawn
+    num_times, is_drawn = selection.num_times, selection.is_drawn
     index = -1
     for index, row in enumerate(rows):
         if row.line is None:
@@ -113,7 +115,7 @@ def take_rows(rows: Iterable[RawRow], selection: Selection) -> Iterator[tuple[Ra
             return
         if index >= selection.num_rows:
             raise _other_size(selection, "more")
-        if times := base if is_drawn is None else base + int(is_drawn[index]):
+        if times := num_times if is_drawn is None else num_times + int(is_drawn[index]):
             yield row, times
     if index + 1 < selection.num_rows:
         raise _other_size(selection, f"{index + 1:,}")
@@ -137,10 +139,12 @@ def _check(datasets: Sequence[MixedDataset], num_rows: int | None) -> None:
             raise ConfigurationError(f"{dataset.name}: the weight {dataset.weight} cannot be; write a number from 0")
         if dataset.wanted is not None and dataset.wanted < 1:
             raise ConfigurationError(f"{dataset.name}: {dataset.wanted} rows are wanted of it; write a number from 1")
-        if not dataset.num_rows and dataset.weight != 0:
-            raise ConfigurationError(f"{dataset.name}: it has no rows; leave it out")
+        if not dataset.num_rows and (dataset.wanted is not None or dataset.weight):
+            raise ConfigurationError(f"{dataset.name}: rows are wanted of it, and it has none; leave it out")
     if datasets and not any(dataset.weight != 0 for dataset in datasets):
         raise ConfigurationError("every weight is 0; give a dataset that is wanted a larger one")
+    if num_rows is not None and not any(dataset.num_rows for dataset in datasets):
+        raise ConfigurationError(f"a mixture of {num_rows} rows is wanted of datasets that have none; check their files")
 
 
 def _counts(datasets: Sequence[MixedDataset], num_rows: int | None) -> list[int]:

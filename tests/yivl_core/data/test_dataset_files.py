@@ -1,3 +1,4 @@
+import errno
 import gzip
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,8 +7,9 @@ from typing import Any
 import fsspec
 import pytest
 
+from yivl_core.data import dataset_files
 from yivl_core.data.dataset_files import DatasetPart, find_dataset_files, is_dataset_name
-from yivl_core.errors import ConfigurationError
+from yivl_core.errors import ConfigurationError, StorageError
 
 Place = Callable[..., str]
 
@@ -105,6 +107,19 @@ def test_relative_names_stay_relative(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     assert find_dataset_files(["*.gz", "a.jsonl.gz"]) == [DatasetPart(url="a.jsonl.gz")] * 2
     assert refusal("a.jsnl.gz") == "a.jsnl.gz: there is no such file; did you mean a.jsonl.gz?"
+
+
+def test_a_folder_that_cannot_be_listed_gives_no_hint_and_no_silent_lack_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk fails") from OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(dataset_files, "list_files", fail)
+    monkeypatch.setattr(dataset_files, "find_files", fail)
+    assert refusal(f"{tmp_path}/a.jsonl") == f"{tmp_path}/a.jsonl: there is no such file; check the path"
+    with pytest.raises(StorageError, match="the disk fails"):
+        find_dataset_files([f"{tmp_path}/*.jsonl"])
 
 
 def test_secrets_of_an_address_are_not_shown() -> None:

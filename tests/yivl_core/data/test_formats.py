@@ -187,6 +187,7 @@ def test_alpaca_puts_the_input_behind_the_instruction() -> None:
     assert (record.query, record.response, record.history) == ("Translate.\nGuten Tag", "Good day", (("Hello", "Hi"),))
     record = read({"instruction": "Name a colour.", "input": "", "images": ["a.png"], "system": "Short."})
     assert (record.query, record.response, record.images, record.system) == ("Name a colour.", None, ("a.png",), "Short.")
+    assert read({"instruction": "Name a colour.", "input": None, "image": None}) == Record(query="Name a colour.")
     assert faults({"instruction": 3, "input": []}) == [
         ("wrong_type", "`instruction` is a number: 3"),
         ("wrong_type", "`input` is a list: []"),

@@ -210,6 +210,12 @@ def test_what_is_wrong_with_a_document_is_told_under_no_name(document: str, line
     assert rows[-1].findings[0].message.startswith(message)
 
 
+def test_a_name_that_is_not_utf_8_ends_the_reading() -> None:
+    ((name, row),) = named_items(io.BytesIO(b'{"\xff": 1, "a": [1]}'), {"a"}, MAX_BYTES)
+    assert name is None
+    assert row.findings[0].message == 'a field of an object has to be "NAME": VALUE; nothing behind it was read'
+
+
 @settings(max_examples=50)
 @given(other=JSON, max_bytes=st.sampled_from([3, MAX_BYTES]))
 def test_a_field_of_any_value_is_passed_over(other: Any, max_bytes: int) -> None:

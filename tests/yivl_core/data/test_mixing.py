@@ -153,7 +153,9 @@ def test_what_is_wrong_with_the_file_as_a_whole_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("datasets", "total", "message"),
     [
-        ([MixedDataset(name="a", num_rows=0)], None, "a: it has no rows; leave it out"),
+        ([MixedDataset(name="a", num_rows=0, wanted=1)], None, "a: rows are wanted of it, and it has none; leave it out"),
+        ([MixedDataset(name="a", num_rows=0, weight=0.5)], None, "a: rows are wanted of it, and it has none; leave it out"),
+        ([MixedDataset(name="a", num_rows=0)], 7, "a mixture of 7 rows is wanted of datasets that have none; check their files"),
         ([MixedDataset(name="a", num_rows=5, wanted=0)], None, "a: 0 rows are wanted of it; write a number from 1"),
         ([MixedDataset(name="a", num_rows=5)], 0, "a mixture of 0 rows: write a number from 1"),
         (
@@ -175,6 +177,9 @@ def test_what_cannot_be_meant_is_refused(datasets: list[MixedDataset], total: in
 
 def test_nothing_to_mix_is_no_error() -> None:
     assert mix([], seed=1) == []
+    (selection,) = mix([MixedDataset(name="a", num_rows=0)], seed=1)
+    about_the_file = RawRow(line=None, findings=[error("empty_file", "the file holds no record", "write one")])
+    assert list(take_rows([about_the_file], selection)) == [(about_the_file, 1)]
 
 
 def test_draws_stay_the_same_from_version_to_version(monkeypatch: pytest.MonkeyPatch) -> None:
