@@ -21,7 +21,7 @@ from yivl_core.data.findings import Finding, error, wrong_type
 from yivl_core.data.json_items import named_items
 from yivl_core.data.presets import find_question
 from yivl_core.data.raw_rows import RawRow, parse_raw_row
-from yivl_core.data.strict_json import StrictJsonReader, check_text
+from yivl_core.data.strict_json import StrictJsonReader, check_text, is_storable
 from yivl_core.temporary_tables import temporary_database
 
 DEFAULT_QUESTION = find_question("caption", "en")
@@ -147,9 +147,11 @@ class _Tables:
 def _key(values: dict[str, Any], name: str, findings: list[Finding]) -> str:
     """An id as JSON writes it, so that 7 and "7" are two."""
     value = values.get(name)
+    if type(value) is int:
+        return str(value)
     if name not in values:
         findings.append(error("missing_field", f"there is no `{name}`", "add it"))
-    elif type(value) is not int and not isinstance(value, str):
+    elif not isinstance(value, str):
         findings.append(wrong_type(name, value, "a number or a string"))
     findings += check_text(value, name)
     return json.dumps(value)
@@ -157,6 +159,8 @@ def _key(values: dict[str, Any], name: str, findings: list[Finding]) -> str:
 
 def _text(values: dict[str, Any], name: str, findings: list[Finding]) -> str:
     value = values.get(name)
+    if isinstance(value, str) and is_storable(value) and value.strip():
+        return value
     if name not in values:
         remedy = "add it; of COCO's annotations, those of captions alone can be read" if name == "caption" else "add it"
         findings.append(error("missing_field", f"there is no `{name}`", remedy))
@@ -202,4 +206,4 @@ def _stray(line: int, key: str | None, image: str) -> RawRow:
 
 
 def _shown_id(key: str) -> str:
-    return str(json.loads(key))
+    return str(json.loads(key)) if key.startswith('"') else key
