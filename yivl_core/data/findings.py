@@ -15,6 +15,10 @@ KINDS: dict[str, str] = {
     "missing_field": "a field is not there",
     "empty_field": "a field is empty or only white space",
     "wrong_type": "a field has the wrong type",
+    "role_order": "system, user and assistant do not speak in turn",
+    "unknown_role": "nobody knows who speaks a message",
+    "unsupported_content": "a message holds what the model cannot be shown: sound, video, calls of tools",
+    "format_mismatch": "the row has another format than the dataset",
     "history_shape": "history is not a list of [question, answer] pairs of strings",
     "image_count_mismatch": "the images cannot be given to the rounds without guessing",
     "image_missing": "there is no such image",
@@ -107,6 +111,25 @@ def error(kind: str, message: str, remedy: str, detail: str | None = None) -> Fi
 def warning(kind: str, message: str, remedy: str) -> Finding:
     """A finding that does not keep the record from being used."""
     return Finding(kind=kind, severity="warning", message=message, remedy=remedy)
+
+
+def wrong_type(name: str, value: Any, wanted: str) -> Finding:
+    """A field, or a place in one, whose JSON value is of another type than the remedy names."""
+    what = type_name(value) if value is None else f"{type_name(value)}: {shown(value)}"
+    return error("wrong_type", f"`{name}` is {what}", f"write {wanted}")
+
+
+def type_name(value: Any) -> str:
+    """What a JSON value is, with its article."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names[type(value)]
+
+
+def row_too_long(max_bytes: int) -> Finding:
+    """A row that is not read because of its length."""
+    return error("line_too_long", f"the row is longer than {max_bytes:,} bytes", "shorten it, or raise max_line_bytes")
 
 
 def shown(value: Any) -> str:

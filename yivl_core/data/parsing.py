@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yivl_core.data.configuration import Purpose
-from yivl_core.data.findings import Finding, error, shown, warning
+from yivl_core.data.findings import Finding, error, shown, type_name, warning, wrong_type
 from yivl_core.data.notes import ValidatedNote, take_note
 from yivl_core.data.records import ImageCountError, Record, untagged_images
 from yivl_core.data.strict_json import check_text, is_storable
@@ -72,25 +72,13 @@ def parse_record(values: Mapping[str, Any], purpose: Purpose) -> ParsedRow:
     return ParsedRow(record=record, addresses=addresses, note=note, findings=tuple(findings))
 
 
-def _wrong_type(name: str, value: Any, wanted: str) -> Finding:
-    what = _type_name(value) if value is None else f"{_type_name(value)}: {shown(value)}"
-    return error("wrong_type", f"`{name}` is {what}", f"write {wanted}")
-
-
-def _type_name(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names[type(value)]
-
-
 def _text(name: str, value: Any, findings: list[Finding]) -> str | None:
     if isinstance(value, str):
         return value
     if name in ("id", "cluster_id") and type(value) is int:
         return str(value)  # tables number their rows
     if value is not None:
-        findings.append(_wrong_type(name, value, "a string"))
+        findings.append(wrong_type(name, value, "a string"))
     return None
 
 
@@ -99,7 +87,7 @@ def _history(value: Any, findings: list[Finding]) -> tuple[tuple[str, str], ...]
         return ()
     remedy = "write [[question, answer], ...], all of them strings"
     if not isinstance(value, list):
-        findings.append(error("history_shape", f"`history` is {_type_name(value)}: {shown(value)}", remedy))
+        findings.append(error("history_shape", f"`history` is {type_name(value)}: {shown(value)}", remedy))
         return ()
     rounds = []
     for index, pair in enumerate(value):
@@ -118,7 +106,7 @@ def _images(value: Any, findings: list[Finding]) -> tuple[str | None, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(address is None or isinstance(address, str) for address in value):
-        findings.append(_wrong_type("images", value, 'a list of addresses, such as ["a.png"], with null for a round without'))
+        findings.append(wrong_type("images", value, 'a list of addresses, such as ["a.png"], with null for a round without'))
         return ()
     return tuple(value)
 
@@ -127,7 +115,7 @@ def _references(value: Any, findings: list[Finding]) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        findings.append(_wrong_type("references", value, "a list of strings"))
+        findings.append(wrong_type("references", value, "a list of strings"))
         return ()
     return tuple(value)
 
@@ -137,7 +125,7 @@ def _meta(given: Mapping[str, Any], findings: list[Finding]) -> dict[str, Any]:
     if meta is None:
         meta = {}
     if not isinstance(meta, dict):
-        findings.append(_wrong_type("meta", meta, "an object"))
+        findings.append(wrong_type("meta", meta, "an object"))
         return {}
     unknown = {name: value for name, value in given.items() if name not in _FIELDS}
     if unknown:
@@ -155,7 +143,7 @@ def _check_filled(values: Mapping[str, Any], given: Mapping[str, Any], purpose: 
         if name not in values:
             findings.append(error("missing_field", f"there is no `{name}`", f"add it{_for_training(name)}"))
         elif values[name] is None:
-            findings.append(_wrong_type(name, None, f"a string{_for_training(name)}"))
+            findings.append(wrong_type(name, None, f"a string{_for_training(name)}"))
         elif given[name] is not None and not given[name].strip():
             findings.append(error("empty_field", f"`{name}` is empty", f"fill it{_for_training(name)}"))
 
