@@ -20,7 +20,7 @@ from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, error, wrong_type
 from yivl_core.data.json_items import named_items
 from yivl_core.data.presets import find_question
-from yivl_core.data.raw_rows import RawRow, parse_raw_row
+from yivl_core.data.raw_row import RawRow, parse_raw_row
 from yivl_core.data.strict_json import StrictJsonReader, check_text, is_storable
 from yivl_core.temporary_tables import temporary_database
 

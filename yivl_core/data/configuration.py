@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from yivl_core.data.presets import find_question
+
 Purpose = Literal["training", "inference"]
 
 # Pillow refuses larger images by itself: twice its limit against images that are small on disk and huge in memory.
@@ -16,14 +18,32 @@ class ValidationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: tuple[str, ...] = Field(min_length=1, description="jsonl, json or csv files, read in this order as one dataset")
+    dataset: tuple[str, ...] = Field(
+        min_length=1,
+        description="jsonl, json, csv or parquet files, patterns or URLs of such files, read in this order as one dataset; "
+        "NAME#500 takes 500 rows of one",
+    )
     output: str = Field(description="folder to write the validated dataset to")
     image_root: str | None = Field(
         default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
     )
     purpose: Purpose = Field(default="training", description="training needs a response in each record")
+    columns: tuple[str, ...] = Field(
+        default=(),
+        description="the dataset's own names of columns, as FIELD=COLUMN, such as query=question or images=meta.picture",
+    )
+    question: str = Field(
+        default=find_question("caption", "en"), description="what is asked about the images of COCO's annotations"
+    )
+    weights: tuple[float, ...] = Field(
+        default=(), description="one for each file: rows are taken in these proportions, as many as there are without repeats"
+    )
+    num_rows: int | None = Field(
+        default=None, ge=1, description="rows of the whole mixture; small files give rows several times; default: as there are"
+    )
+    seed: int = Field(default=42, ge=0, description="of the draw of rows, where not all are taken")
     max_line_bytes: int = Field(
-        default=1_000_000, ge=1000, description="longest line that is read, in bytes; a longer one is an error"
+        default=8_000_000, ge=1000, description="longest line that is read, in bytes; a longer one is an error"
     )
     max_pixels: int = Field(
         default=64_000_000,

@@ -30,6 +30,7 @@ KINDS: dict[str, str] = {
     "bad_unicode": "text holds half a character, or a file name is not UTF-8",
     "line_too_long": "the row is longer than the limit",
     "empty_file": "the file holds no record",
+    "damaged_file": "the file is damaged; what is behind the damage was not read",
     "bom": "the file starts with a byte order mark",
     "unknown_field": "a field is not known, and is kept in `meta`",
     "duplicate_record": "the same record with the same images came before",

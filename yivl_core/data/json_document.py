@@ -10,7 +10,7 @@ import re
 from typing import IO
 
 from yivl_core.data.findings import error, row_too_long
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
 
 _BLOCK_BYTES = 1 << 18

@@ -14,7 +14,7 @@ from typing import IO
 
 from yivl_core.data.findings import error, shown
 from yivl_core.data.json_document import MAX_KEPT_CHARS, BrokenDocumentError, JsonDocument, broken
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 
 _TAIL = "write a comma, or {} at the end of the {}"
 

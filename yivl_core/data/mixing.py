@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 from yivl_core.digests import digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
 

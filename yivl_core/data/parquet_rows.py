@@ -11,7 +11,7 @@ Rows come a few at a time and row groups are read as a stream: memory depends on
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import error
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 from yivl_core.errors import DatasetError
 from yivl_core.storage import open_binary
 
@@ -47,7 +48,19 @@ def count_parquet_rows(url: str) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def split_parquet_rows(url: str, first: int = 0, *, needs_images: bool = False) -> Iterator[RawRow]:
+def parquet_columns(url: str) -> list[str]:
+    """The names of the columns of a parquet file.
+
+    Raises:
+        DatasetError, StorageError: as `split_parquet_rows`.
+    """
+    with _opened(url) as parquet:
+        return list(parquet.schema_arrow.names)
+
+
+def split_parquet_rows(
+    url: str, first: int = 0, *, needs_images: bool = False, mapping: ColumnMapping | None = None
+) -> Iterator[RawRow]:
     """The rows of a parquet file, numbered from 1.
 
     An image that lies in the file has the address that its `path` gives, or else `NAME:ROW`, with `#2` for the second of a row.
@@ -56,6 +69,7 @@ def split_parquet_rows(url: str, first: int = 0, *, needs_images: bool = False) 
         url: the file.
         first: number of the row to begin with, from 0; row groups before it are not read.
         needs_images: whether there has to be a column of images.
+        mapping: the user's names of columns; of them that of the images is needed here, since they may be bytes.
 
     Raises:
         DatasetError: the file is damaged or no parquet, or has no column of images. (Raised when reading comes to it.)
@@ -66,11 +80,12 @@ def split_parquet_rows(url: str, first: int = 0, *, needs_images: bool = False) 
             yield RawRow(line=None, findings=[error("empty_file", "the file holds no record", "write one record a row")])
             return
         names = parquet.schema_arrow.names
-        if needs_images and not set(_IMAGE_COLUMNS) & set(names):
+        image_columns = [theirs for ours, theirs in (mapping.columns if mapping else ()) if ours == "images"] or _IMAGE_COLUMNS
+        if needs_images and not set(image_columns) & set(names):
             raise DatasetError(
                 f"{url} has no column `images` or `image`; it has {', '.join(names)}: rename the one that is meant"
             )
-        yield from _rows(parquet, PurePosixPath(url).name, first)
+        yield from _rows(parquet, PurePosixPath(url).name, first, image_columns)
 
 
 @contextmanager
@@ -84,7 +99,7 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
             raise DatasetError(f"{url} is damaged, or no parquet file ({cause}); write it again") from cause
 
 
-def _rows(parquet: pq.ParquetFile, name: str, first: int) -> Iterator[RawRow]:
+def _rows(parquet: pq.ParquetFile, name: str, first: int, image_columns: Sequence[str]) -> Iterator[RawRow]:
     ends = list(accumulate(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)))
     first_group = bisect_right(ends, first)
     groups = range(first_group, parquet.num_row_groups)
@@ -95,7 +110,7 @@ def _rows(parquet: pq.ParquetFile, name: str, first: int) -> Iterator[RawRow]:
         for columns in zip(*(_values(column) for column in batch.columns), strict=True):
             number += 1
             if number > first:
-                yield _row(number, dict(zip(batch.schema.names, columns, strict=True)), name)
+                yield _row(number, dict(zip(batch.schema.names, columns, strict=True)), name, image_columns)
 
 
 def _row_bytes(group: pq.RowGroupMetaData) -> int:
@@ -124,17 +139,19 @@ def _value(scalar: pa.Scalar) -> Any:
         return _Unreadable(cause)
 
 
-def _row(number: int, columns: dict[str, Any], name: str) -> RawRow:
+def _row(number: int, columns: dict[str, Any], name: str, image_columns: Sequence[str]) -> RawRow:
     for key, value in columns.items():
         if isinstance(value, _Unreadable):
             finding = error("wrong_type", f"the value of `{key}` cannot be read ({value.cause})", "mend it, or leave it out")
             return RawRow(line=number, findings=[finding])
     contents: dict[str, bytes] = {}
-    column = next((column for column in _IMAGE_COLUMNS if columns.get(column) is not None), None)
-    values = {key: _as_json(value) for key, value in columns.items() if value is not None and key not in _IMAGE_COLUMNS}
+    column = next((column for column in image_columns if columns.get(column) is not None), None)
+    values = {key: _as_json(value) for key, value in columns.items() if value is not None and key not in image_columns}
     if column is not None:
         images = columns[column] if isinstance(columns[column], list) else [columns[column]]
-        values["images"] = [_address(image, f"{name}:{number}", contents) for image in images]
+        # Under the user's name, if there is one, which is mapped later like any other.
+        field = "images" if column in _IMAGE_COLUMNS else column
+        values[field] = [_address(image, f"{name}:{number}", contents) for image in images]
     if isinstance(values.get("history"), list):
         values["history"] = [_round(pair) for pair in values["history"]]
     text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())

@@ -1,8 +1,7 @@
 """Dataset files -> rows, each with its source and, where it is no record, what is wrong with it.
 
 ```
-jsonl, json list, csv --raw_rows-----+--> named values --parsing--> Record + addresses --> InputRow
-parquet ---------------parquet_rows--+
+file --raw_rows--> named values --column_mapping, formats--> our names --parsing--> Record + addresses --> InputRow
 ```
 Rows come one at a time, in the order of the file; none is left out but blank lines. Images are only named here, not opened.
 """
@@ -10,26 +9,28 @@ Rows come one at a time, in the order of the file; none is left out but blank li
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, Source
+from yivl_core.data.formats import Format, detect_format, to_record_values
 from yivl_core.data.images import Folder, ImageInfo, ImageReference
 from yivl_core.data.parquet_rows import is_parquet, split_parquet_rows
 from yivl_core.data.parsing import parse_record
-from yivl_core.data.raw_rows import RawRow, parse_raw_row, split_raw_rows
+from yivl_core.data.raw_row import RawRow, parse_raw_row
+from yivl_core.data.raw_rows import RowOptions, first_names, split_raw_rows
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
-from yivl_core.errors import ConfigurationError
+from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.storage import is_file, is_local, parent
 
 __all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
 
-DEFAULT_MAX_LINE_BYTES = 1_000_000
-_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet")
+DEFAULT_MAX_LINE_BYTES = 8_000_000  # room for an image in base64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,8 @@ class RowReader:
         query: what is asked in place of what a row says; None: nothing.
         max_line_bytes: longest line that is read.
         file_number: which of the files that are read together it is.
+        mapping: the user's names of columns.
+        row_format: that of its rows.
     """
 
     file: str
@@ -92,6 +95,8 @@ class RowReader:
     query: str | None = None
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
     file_number: int = 0
+    mapping: ColumnMapping = field(default_factory=ColumnMapping)
+    row_format: Format = "swift"
 
     @classmethod
     def of_file(
@@ -101,13 +106,20 @@ class RowReader:
         purpose: Purpose,
         query: str | None = None,
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+        mapping: ColumnMapping | None = None,
     ) -> "RowReader":
-        """The reader of a file's rows.
+        """The reader of a file's rows, whose format is that of the first one that can be read.
 
         Raises:
-            ConfigurationError: there is no such file or image root.
+            ConfigurationError: there is no such file or image root, or the file has another ending.
+            StorageError: the file cannot be read.
         """
         _check_file(url)
+        options = RowOptions(purpose=purpose, mapping=mapping or ColumnMapping())
+        try:
+            names = first_names(url, max_line_bytes, options)
+        except DatasetError:  # which reading will tell
+            names = ()
         root = None if image_root is None else open_root(image_root)
         return cls(
             file=readable(url),
@@ -116,6 +128,8 @@ class RowReader:
             purpose=purpose,
             query=query,
             max_line_bytes=max_line_bytes,
+            mapping=options.mapping,
+            row_format="swift" if query is not None else detect_format(names),
         )
 
     def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
@@ -124,15 +138,27 @@ class RowReader:
         source = Source(file=self.file, line=raw.line)
         if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
             return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
-        asked = raw.values if self.query is None else {**raw.values, "query": self.query}
-        parsed = parse_record(asked, self.purpose)
+        values, findings = self.convert(raw.values)
+        if any(finding.severity == "error" for finding in findings):
+            return InputRow(source=source, findings=(*raw.findings, *findings), text=raw.text)
+        parsed = parse_record(values, self.purpose)
         is_here = isinstance(self.folder, Path)  # a file from elsewhere has nothing to say of paths on this machine
         if is_here and parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
             images = references(parsed.note.image_infos(parsed.addresses), self.image_root)
         else:
             images = self.locate(parsed.addresses, raw.contents)
-        findings = (*raw.findings, *parsed.findings)
-        return InputRow(source=source, record=parsed.record, images=images, findings=findings, text=raw.text)
+        in_their_words = map(self.mapping.in_their_words, parsed.findings)
+        findings = [*raw.findings, *findings, *in_their_words]
+        return InputRow(source=source, record=parsed.record, images=images, findings=tuple(findings), text=raw.text)
+
+    def convert(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+        """The values of a row under the names that `parse_record` reads, and what is wrong with them."""
+        mapped = self.mapping.apply(values) if self.mapping.columns else dict(values)
+        if self.query is not None:
+            mapped["query"] = self.query
+        if self.row_format == "swift" and "query" in mapped:
+            return mapped, []
+        return to_record_values(mapped, self.row_format)
 
     def locate(
         self, addresses: Sequence[str], contents: Mapping[str, bytes] = MappingProxyType({})
@@ -154,9 +180,10 @@ def read_rows(
     max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
     *,
     query: str | None = None,
+    mapping: ColumnMapping | None = None,
     first: int = 0,
 ) -> Iterator[InputRow]:
-    """The rows of a jsonl, json, csv or parquet file, blank lines left out.
+    """The rows of a dataset file, blank lines left out.
 
     A row whose `source.line` is None is about the file as a whole, and the last one.
 
@@ -167,20 +194,19 @@ def read_rows(
         purpose: training needs a response in each record.
         max_line_bytes: longest line that is read.
         query: what is asked in place of what the rows say.
+        mapping: the user's names of columns.
         first: number of the row to begin with, from 0; those before it are not parsed.
 
     Raises:
         ConfigurationError: there is no such file or image root, or it has another format.
-        DatasetError: a parquet file is damaged. (Raised when reading comes to it.)
+        DatasetError: a compressed or parquet file is damaged. (Raised when reading comes to it.)
         StorageError: the file cannot be read.
     """
-    reader, json_reader = RowReader.of_file(url, image_root, purpose, query), StrictJsonReader()
-    if PurePosixPath(url).suffix.lower() not in _EXTENSIONS:
-        raise ConfigurationError(f"{url}: a dataset file has to end in {', '.join(_EXTENSIONS)}; rename or convert it")
-    if is_parquet(url):
-        raw_rows = split_parquet_rows(url, first, needs_images=query is not None)
+    reader, json_reader = RowReader.of_file(url, image_root, purpose, query, max_line_bytes, mapping), StrictJsonReader()
+    if query is not None and is_parquet(url):
+        raw_rows = split_parquet_rows(url, first, needs_images=True, mapping=mapping)
     else:
-        raw_rows = islice(split_raw_rows(url, max_line_bytes), first, None)
+        raw_rows = split_raw_rows(url, max_line_bytes, RowOptions(purpose=purpose, mapping=reader.mapping), first)
     return (reader.read(raw, json_reader) for raw in raw_rows)
 
 

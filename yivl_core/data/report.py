@@ -1,6 +1,7 @@
 """What a validation found, counted while it runs, as JSON for programs and as Markdown for people."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +62,18 @@ class Tally:
         return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
 
-def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter, across: AcrossRows) -> dict[str, Any]:
-    """`report.json`. The same files and settings give the same report."""
+def build_report(
+    config: ValidationConfig, formats: Mapping[str, str], tally: Tally, writer: DatasetWriter, across: AcrossRows
+) -> dict[str, Any]:
+    """`report.json`. The same files and settings give the same report.
+
+    Args:
+        config: the settings.
+        formats: that of the rows of each file, by its name.
+        tally: what was found.
+        writer: has written the records.
+        across: what shows between them.
+    """
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -77,8 +88,8 @@ def build_report(config: ValidationConfig, tally: Tally, writer: DatasetWriter, 
         "most_used_images": [{"uri": uri, "count": count} for uri, count in across.most_used_images()],
         "settings": config.model_dump(mode="json", exclude={"output", "num_workers"}),
         "files": [
-            {"file": file, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
-            for file in tally.num_lines
+            {"file": file, "format": name, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
+            for file, name in formats.items()
         ],
         "unreadable_images": dict(sorted(tally.details.items())),
         "findings": [
@@ -144,8 +155,11 @@ def _rejected_text(num_quarantined: int) -> str:
 
 
 def _file_lines(report: dict[str, Any]) -> list[str]:
-    rows = [f"| {_cell(entry['file'])} | {entry['num_lines']:,} | {entry['num_quarantined']:,} |" for entry in report["files"]]
-    return ["| file | records | rejected |", "|---|---:|---:|", *rows, ""]
+    rows = []
+    for entry in report["files"]:
+        numbers = f"{entry['num_lines']:,} | {entry['num_quarantined']:,}"
+        rows.append(f"| {_cell(entry['file'])} | {entry['format']} | {numbers} |")
+    return ["| file | format | records | rejected |", "|---|---|---:|---:|", *rows, ""]
 
 
 def _finding_lines(report: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from yivl_core.data.notes import NOTE_FIELD, image_note
 from yivl_core.data.plain_json import read_plain_object
 from yivl_core.data.plain_records import plain_content
 from yivl_core.data.policies import Policies
-from yivl_core.data.raw_rows import Lines, RawRow, lines_of
+from yivl_core.data.raw_row import Lines, RawRow, lines_of
 from yivl_core.data.reading import InputRow, RowReader
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.data.token_lengths import open_token_counter
@@ -183,6 +183,7 @@ class _BlockCheck:
         self._reader = reader
         self._checker = checker
         self._json_reader = StrictJsonReader()
+        self._converts = reader.row_format != "swift" or bool(reader.mapping.columns)
         self._num_rows = 0
         self._noted: list[NotedRow] = []
         self._lines: list[int] = []
@@ -207,9 +208,17 @@ class _BlockCheck:
     def _add_plain(self, data: bytes, line: int | None) -> bool:
         """Take a row about which there is nothing to say, as nearly all are; False for any other."""
         values = read_plain_object(data)
-        content = None if values is None else plain_content(values, self._reader.purpose)
-        if content is None or line is None:
+        if values is None or line is None:
             return False
+        if self._converts:
+            values, findings = self._reader.convert(values)
+            if findings:
+                return False
+        content = plain_content(values, self._reader.purpose)
+        if content is None:
+            return False
+        if self._converts:
+            data = orjson.dumps(content)
         infos: list[ImageInfo] = []
         if "images" in content:
             addresses = [address for address in content["images"] if address is not None]

@@ -16,17 +16,21 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from typing import IO, Any
 
 import numpy as np
 
+from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import Finding
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageStore
-from yivl_core.data.raw_rows import Lines, RawRow
+from yivl_core.data.raw_row import Lines, RawRow
 from yivl_core.data.reading import RowReader, to_folder
 from yivl_core.data.row_checks import CheckedBlock, CheckSettings, NotedRow, RowBlock, RowChecker
 from yivl_core.errors import StorageError
+
+_READER_NAMES = [field.name for field in fields(RowReader)]
 
 
 class BrokenStreamError(Exception):
@@ -36,9 +40,13 @@ class BrokenStreamError(Exception):
 def write_request(block: RowBlock) -> bytes:
     """The message that asks a worker to check a block."""
     reader = block.reader
-    root = None if reader.image_root is None else str(reader.image_root)
     head = {
-        "reader": [reader.file, str(reader.folder), root, reader.purpose, reader.max_line_bytes],
+        "reader": {
+            **{name: getattr(reader, name) for name in _READER_NAMES},
+            "folder": str(reader.folder),
+            "image_root": None if reader.image_root is None else str(reader.image_root),
+            "mapping": reader.mapping.columns,
+        },
         "rows": [[row.line, row.text, row.json is not None, row.values, _to_json(row.findings)] for row in block.rows],
         "first": None if block.lines is None else block.lines.first,
     }
@@ -109,14 +117,11 @@ def read_request(stream: IO[bytes]) -> RowBlock | None:
     if message is None:
         return None
     head, parts = message
-    file, folder, image_root, purpose, max_line_bytes = head["reader"]
-    reader = RowReader(
-        file=file,
-        folder=to_folder(folder),
-        image_root=None if image_root is None else to_folder(image_root),
-        purpose=purpose,
-        max_line_bytes=max_line_bytes,
-    )
+    values = head["reader"]
+    values["folder"] = to_folder(values["folder"])
+    values["image_root"] = None if values["image_root"] is None else to_folder(values["image_root"])
+    values["mapping"] = ColumnMapping(columns=tuple((ours, theirs) for ours, theirs in values["mapping"]))
+    reader = RowReader(**values)
     own_bytes = iter(parts)
     rows = [
         RawRow(

@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 
-from yivl_core.data.raw_rows import Lines, RawRow, lines_of
-from yivl_core.data.reading import RowReader
+from yivl_core.data.mixed_files import FileRows
+from yivl_core.data.raw_row import Lines, RawRow, lines_of
 from yivl_core.data.row_checks import CheckedBlock, RowBlock, RowChecker
 from yivl_core.data.row_worker import BrokenStreamError, read_reply, write_request
 from yivl_core.errors import ChildFailedError
@@ -33,8 +33,6 @@ _BLOCKS_AHEAD_OF_A_THREAD = 8
 _BLOCKS_AHEAD_OF_A_PROCESS = 2
 _COMMAND = (sys.executable, "-P", "-m", "yivl_core.data.row_worker")  # -P: no module of the working folder takes our place
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # NumPy's matrix library would start a thread for each core in every process
-
-FileRows = tuple[RowReader, Iterable[RawRow | Lines]]
 
 
 def count_cores() -> int:

@@ -10,7 +10,6 @@ split_lines --> check_rows --+--> clean:    records.jsonl, images.parquet, diges
 import json
 import os
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from yivl_core.data.across_rows import AcrossRows
@@ -19,17 +18,16 @@ from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME
 from yivl_core.data.findings import Finding, Source
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageStore
+from yivl_core.data.mixed_files import open_files
 from yivl_core.data.policies import Policies
-from yivl_core.data.raw_rows import split_lines
-from yivl_core.data.reading import RowReader
 from yivl_core.data.report import Tally, build_report, render_report
 from yivl_core.data.row_checks import CheckedBlock, CheckSettings, RowChecker
-from yivl_core.data.row_workers import FileRows, Pace, check_rows, count_cores
+from yivl_core.data.row_workers import Pace, check_rows, count_cores
 from yivl_core.data.writing import DatasetWriter
-from yivl_core.errors import ConfigurationError, DatasetError, OutputError
+from yivl_core.errors import DatasetError, OutputError
 from yivl_core.locks import sole_publisher
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import is_local, local_path, publish_folder
+from yivl_core.storage import local_path, publish_folder
 
 _ROWS_PER_PROGRESS = 50
 
@@ -58,14 +56,14 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     apart = [ValidatedDataset.open(folder) for folder in config.apart_from]
     checker = RowChecker(_settings(config, policies), ImageChecker(ImageStore(config.max_pixels), config.image_depth))
     pace = Pace()
-    files = [_open_file(number, url, config, pace) for number, url in enumerate(config.dataset)]
+    files = open_files(config, pace.block_bytes)
     with sole_publisher(output), publish_folder(output) as folder:
         with DatasetWriter(folder) as writer, AcrossRows(policies) as across:
             for dataset in apart:
                 across.keep_apart(dataset)
             tally = _Judge(policies)
             num_rows = 0  # since the last progress
-            with closing(check_rows(files, checker, _num_workers(config))) as blocks:
+            with closing(check_rows([(file.reader, file.rows) for file in files], checker, _num_workers(config))) as blocks:
                 for block in blocks:
                     tally.take(block)
                     writer.add(block)
@@ -76,7 +74,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
                         on_progress(_progress(tally, writer))
                         num_rows = 0
             _look_across(across, writer, tally)
-            report = build_report(config, tally, writer, across)
+            report = build_report(config, {file.reader.file: file.row_format for file in files}, tally, writer, across)
         _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         _write(folder / READABLE_REPORT_NAME, render_report(report))
     on_progress(_progress(tally, writer))
@@ -142,14 +140,6 @@ def _settings(config: ValidationConfig, policies: Policies) -> CheckSettings:
         with_response=config.purpose == "training",
         max_length=config.max_length,
     )
-
-
-def _open_file(number: int, url: str, config: ValidationConfig, pace: Pace) -> FileRows:
-    for place in (url, config.image_root):
-        if place is not None and not is_local(place):
-            raise ConfigurationError(f"{place}: what is validated has to be on this machine; fetch it first")
-    reader = RowReader.of_file(url, config.image_root, config.purpose, max_line_bytes=config.max_line_bytes)
-    return replace(reader, file_number=number), split_lines(url, config.max_line_bytes, pace.block_bytes)
 
 
 def _num_workers(config: ValidationConfig) -> int:

@@ -29,7 +29,7 @@ from yivl_core.data.dataset import (
     record_to_json,
 )
 from yivl_core.data.findings import Finding, Source
-from yivl_core.data.raw_rows import MAX_KEPT_CHARS
+from yivl_core.data.raw_row import MAX_KEPT_CHARS
 from yivl_core.data.row_checks import CheckedBlock
 from yivl_core.digests import canonical_json
 

@@ -12,7 +12,7 @@ from yivl_core.data.coco import DEFAULT_QUESTION, is_coco, read_coco
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import KINDS
 from yivl_core.data.parsing import parse_record
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 
 # Cut down from captions_val2017.json.
 INFO = {"description": "COCO 2017 Dataset", "version": "1.0", "year": 2017}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from yivl_core.data import json_document
 from yivl_core.data.findings import KINDS
 from yivl_core.data.json_items import list_items, named_items
-from yivl_core.data.raw_rows import RawRow, parse_raw_row
+from yivl_core.data.raw_row import RawRow, parse_raw_row
 from yivl_core.data.strict_json import StrictJsonReader
 
 MAX_BYTES = 10_000

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from yivl_core.data import mixing
 from yivl_core.data.findings import error
 from yivl_core.data.mixing import MixedDataset, Selection, mix, take_rows
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 from yivl_core.errors import ConfigurationError, DatasetError
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.data.raw_rows import Lines, RawRow, lines_of, parse_raw_row, split_lines, split_raw_rows
+from yivl_core.data.raw_row import Lines, RawRow, lines_of, parse_raw_row
+from yivl_core.data.raw_rows import RowOptions, split_lines, split_raw_rows
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, StorageError
 
@@ -66,7 +67,7 @@ def test_lines_in_blocks_are_the_same_rows(
 ) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(start + b"\n".join(lines) + b"\n" * final_newline)
-    parts = list(split_lines(str(path), 100, lambda: block_bytes))
+    parts = list(split_lines(str(path), 100, RowOptions(), lambda: block_bytes))
     rows = [row for part in parts for row in (lines_of(part, 100) if isinstance(part, Lines) else [part])]
     assert rows == list(split_raw_rows(str(path), 100))
 
@@ -74,7 +75,7 @@ def test_lines_in_blocks_are_the_same_rows(
 def test_other_formats_have_no_lines_to_be_split_later(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("query\na\nb\n")
-    assert list(split_lines(str(path), 100, lambda: 1)) == list(split_raw_rows(str(path), 100))
+    assert list(split_lines(str(path), 100, RowOptions(), lambda: 1)) == list(split_raw_rows(str(path), 100))
 
 
 def test_the_limit_counts_bytes_without_the_line_end(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_a_csv_row_that_is_not_utf8_is_found_and_the_others_are_read(tmp_path: P
 
 
 def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json or \.csv"):
+    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.parquet"):
         split_raw_rows(str(tmp_path / "a.txt"), 1000)
 
 

@@ -20,7 +20,7 @@ def test_the_report_counts_each_kind_and_shows_a_few_examples_with_place_and_rem
         "image_missing": ("error", 1, 1),
         "unknown_field": ("warning", 1, 1),
     }
-    assert result.report["files"] == [{"file": str(path), "num_lines": 11, "num_quarantined": 9}]
+    assert result.report["files"] == [{"file": str(path), "format": "swift", "num_lines": 11, "num_quarantined": 9}]
     assert result.summary.findings_by_kind == {"wrong_type": 8, "image_missing": 1, "unknown_field": 1}
     text = (result.folder / "report.md").read_text()
     assert "**2 of 11 records can be used for training**; 9 were rejected and stand in `quarantine.jsonl`." in text

@@ -10,10 +10,12 @@ from yivl_core.data import row_workers
 from yivl_core.data.decoding import Depth
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
-from yivl_core.data.raw_rows import RawRow, split_raw_rows
+from yivl_core.data.mixed_files import FileRows
+from yivl_core.data.raw_row import RawRow
+from yivl_core.data.raw_rows import split_raw_rows
 from yivl_core.data.reading import RowReader
 from yivl_core.data.row_checks import CheckSettings, RowChecker
-from yivl_core.data.row_workers import FileRows, check_rows
+from yivl_core.data.row_workers import check_rows
 from yivl_core.errors import StorageError
 
 

@@ -22,7 +22,7 @@ from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.decoding import Depth
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
-from yivl_core.data.raw_rows import RawRow
+from yivl_core.data.raw_row import RawRow
 from yivl_core.data.reading import RowReader
 from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
 from yivl_core.data.row_workers import RowWorkers

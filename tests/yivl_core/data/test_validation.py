@@ -61,7 +61,7 @@ def test_a_huge_line_is_rejected_and_nowhere_kept(shared_data: Path, tmp_path: P
     huge = json.dumps({**GOOD, "response": "x" * 10_000_000})
     (tmp_path / "huge.jsonl").write_text(f"{good}\n{huge}\n{good.replace('a.png', 'b.png')}\n")
     tracemalloc.start()
-    result = validate(tmp_path / "huge.jsonl", image_root=str(shared_data / "data/bad_jsonl"))
+    result = validate(tmp_path / "huge.jsonl", image_root=str(shared_data / "data/bad_jsonl"), max_line_bytes=1_000_000)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert result.findings == [(2, "line_too_long", "error")]
@@ -330,8 +330,8 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path: Path, w
         validate(path, tmp_path / "nope.jsonl")
     with pytest.raises(ConfigurationError, match="nowhere: there is no such folder; check the image root"):
         validate(path, image_root=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigurationError, match=r"a\.parquet: a dataset file has to end in"):
-        validate(path, shutil.copy(path, tmp_path / "a.parquet"))
+    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in"):
+        validate(path, shutil.copy(path, tmp_path / "a.txt"))
     with pytest.raises(ConfigurationError, match="memory://out: the output of a validation has to be a folder on this machine"):
         validate_dataset(ValidationConfig(dataset=(str(path),), output="memory://out"))
     assert not (tmp_path / "validated").exists()
@@ -402,11 +402,3 @@ def test_two_validations_into_one_folder_do_not_meet(
         validate(rows)
     assert validate(rows).summary.num_records == 1
     assert not list(output.parent.glob(f".{output.name}.*"))
-
-
-@pytest.mark.parametrize("settings", [{"dataset": ("s3://bucket/a.jsonl",)}, {"image_root": "s3://bucket"}])
-def test_what_is_validated_has_to_be_here(settings: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"query": "a"}\n')
-    values: dict[str, Any] = {"dataset": (str(tmp_path / "a.jsonl"),), "output": str(tmp_path / "out"), "purpose": "inference"}
-    with pytest.raises(ConfigurationError, match=r"s3://bucket.*: what is validated has to be on this machine; fetch it first"):
-        validate_dataset(ValidationConfig(**values | settings))
