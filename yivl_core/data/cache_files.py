@@ -9,10 +9,12 @@ Nothing is flushed to disk: who reads has to verify what he reads. The lock of a
 with its process, however it ends, and needs no file beside the one that is written.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import stat
+import uuid
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -59,6 +61,17 @@ class SharedFolder:
             descriptor = lock_file(f"{folder}/{name}", create=True)
         return None if descriptor is None else UnfinishedFile(self, f"{folder}/{name}", descriptor)
 
+    def write(self, data: bytes, kind: str, name: str) -> None:
+        """Write a small file in one go; of writers at the same time the last one wins.
+
+        Raises:
+            StorageError: the disk is full, or failed.
+        """
+        path = f"{self._make(UNFINISHED)}/{name}-{uuid.uuid4().hex}"
+        with storage_errors(path), open(path, "xb", buffering=0) as file:  # noqa: PTH123
+            file.write(data)
+        self.move(path, kind, name)
+
     def move(self, path: str, kind: str, name: str) -> str:
         """Put a file in its place, where it takes the place of another one. Returns where that is."""
         place = f"{self._make(kind, name)}/{name}"
@@ -102,7 +115,8 @@ class UnfinishedFile:
         self._folder = folder
         self._descriptor = descriptor
         self._digest = hashlib.sha256()
-        self.restart()  # a killed process may have left something in it
+        if os.fstat(descriptor).st_size:  # a killed process has left something in it
+            self.restart()
 
     def __enter__(self) -> Self:
         return self
@@ -174,9 +188,12 @@ def lock_file(path: str, *, create: bool = False) -> int | None:
 
 def _open_plain(path: str, flags: int) -> int:
     """The descriptor of a plain file; a link, or what an open file could wait for, is none."""
-    if os.path.islink(path):  # noqa: PTH114
-        raise FileNotFoundError(path)
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileNotFoundError(path) from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileNotFoundError(path)

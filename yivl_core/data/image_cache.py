@@ -198,11 +198,7 @@ class UrlClaim:
         self._note(entry.model_copy(update={"fetched_at": time.time(), "etag": _bounded(etag) or entry.etag}))
 
     def _note(self, entry: UrlEntry) -> None:
-        file = self._cache.files.begin(f"{self._name}-{uuid.uuid4().hex}")
-        assert file is not None  # nobody else knows its name
-        with file:
-            file.write(entry.model_dump_json().encode())
-            file.move(URLS, self._name)
+        self._cache.files.write(entry.model_dump_json().encode(), URLS, self._name)
 
 
 def read_entry(files: SharedFolder, place: str) -> UrlEntry | None:

@@ -69,9 +69,9 @@ class UrlPolicy:
             self.refuse_private(parts, [parts.host])
         return parts
 
-    def is_named(self, place: Place) -> bool:
+    def is_named(self, host: str, port: int) -> bool:
         """Whether this very host and port are allowed, so that its address need not be public."""
-        return place in self.named
+        return any(place[1:] == (host, port) for place in self.named)
 
     def refuse_private(self, parts: UrlParts, addresses: Iterable[str]) -> None:
         """Nothing, if all addresses that a host has are public, or that very host and port are allowed by name.
@@ -80,7 +80,7 @@ class UrlPolicy:
             ImageError: of kind `url_not_allowed`.
         """
         private = next((address for address in addresses if not is_public(address)), None)
-        if private is not None and not self.is_named(parts.place):
+        if private is not None and not self.is_named(parts.host, parts.port):
             reason = f"leads to {private}, which is no address of the public internet"
             raise refused(parts.url, reason, f"allow host and port by name: --allow-url {origin(*parts.place, with_port=True)}")
 
