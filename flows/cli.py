@@ -1,4 +1,4 @@
-"""The command `yivl`: options in, one flow, summary and exit code out. Prefect is imported only when a flow is run."""
+"""The command `yivl`: options in, one flow or core function, summary and exit code out. Only a flow imports Prefect."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.commands import COMMANDS, Command
+from flows.commands import COMMANDS, GROUPS, Command
 from flows.configuration import InferConfig
 from flows.options import add_options, read_options, usage
 from yivl_core.child import INTERNAL_ERROR, interrupt_on_sigterm, lasting_os_errors
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_options(given, command.config, command.spelling)
         with lasting_os_errors():
-            summary = _run_flow(command, config)
+            summary = _run_flow(command, config) if command.flow else _run_function(command, config)
     except YivlError as error:
         _complain(given.command, str(error) + (_how_to_go_on(config) if isinstance(error, StorageError) else ""))
         return error.exit_code
@@ -66,10 +66,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"yivl {metadata.version('yivl')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    groups = {"": parser.add_subparsers(dest="command", required=True, metavar="COMMAND")}
+    for name, text in GROUPS.items():
+        group = groups[""].add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        groups[name] = group.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        subparser = commands.add_parser(
-            name,
+        group_name, _, last_name = name.rpartition(" ")
+        subparser = groups[group_name].add_parser(
+            last_name,
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             epilog=f"example:\n  {command.example}",
@@ -80,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         add_options(subparser, command.config, command.spelling)
         for flag, text in command.required_flags.items():
             subparser.add_argument(flag, action="store_true", required=True, help=text)
+        subparser.set_defaults(command=name)  # of a group, argparse has noted the name of the group alone
         subparser.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else, on stdout")
     return parser
 
@@ -94,10 +99,23 @@ def _run_flow(command: Command, config: BaseModel) -> Any:
 
     needs_workers = isinstance(config, InferConfig) and config.where == "workers"
     with Terminal() as terminal, prefect_server(terminal.say, needs_workers=needs_workers), watching(terminal):
-        module_name, name = command.flow.split(":")
-        flow = getattr(import_module(module_name), name)
+        flow = _named(command.flow)
         logging.getLogger().handlers = [WarningHandler(terminal)]  # in place of Prefect's, which repeats what is shown already
         return flow(config)
+
+
+def _run_function(command: Command, config: BaseModel) -> Any:
+    """Call the command's function of the core, showing what it does."""
+    from flows.terminal import Terminal
+
+    with Terminal() as terminal:
+        return _named(command.function)(config, on_progress=terminal)
+
+
+def _named(place: str) -> Any:
+    """What is at `module:name`."""
+    module_name, name = place.split(":")
+    return getattr(import_module(module_name), name)
 
 
 def _complain(command: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The commands of `yivl`: which flow each runs, with which parameters, and what it says at the end. No Prefect here."""
+"""The commands of `yivl`: what each runs, with which parameters, and what it says at the end. No Prefect here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainConfig, RetrainSummary, SftConfig
 from flows.options import Spelling
+from yivl_core.data.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeSummary
@@ -21,7 +22,8 @@ class Command:
 
     Attributes:
         help: one line for the list of commands.
-        flow: where the flow is, as `module:name`.
+        flow: where the flow is, as `module:name`; empty for a command that needs no record of its runs.
+        function: then, where the function of the core is; it takes the parameters, and `on_progress`.
         config: its parameters, which are the command's options.
         describe: the flow's summary for a person.
         example: how it is called.
@@ -31,7 +33,8 @@ class Command:
     """
 
     help: str
-    flow: str
+    flow: str = ""
+    function: str = ""
     config: type[BaseModel]
     describe: Callable[[Any], str]
     example: str
@@ -118,6 +121,45 @@ def _describe_retrain(summary: RetrainSummary) -> str:
     )
 
 
+def _describe_cache(usage: CacheUsage) -> str:
+    hosts = "".join(f"\n  {_size(host.num_bytes):>9} {host.num_urls:8,} {host.host}" for host in usage.hosts)
+    unfinished = f", {usage.num_unfinished:,} unfinished" if usage.num_unfinished else ""
+    return (
+        f"{usage.num_images:,} images of {_size(usage.num_bytes)}, from {usage.num_urls:,} URLs{unfinished}{hosts}\n"
+        f"cache {usage.folder}"
+    )
+
+
+def _describe_cache_check(check: CacheCheck) -> str:
+    damage = "none is damaged"
+    if check.num_damaged:
+        damage = f"{check.num_damaged:,} damaged, which are removed and will be fetched again"
+    return (
+        f"{check.num_images:,} images of {_size(check.num_bytes)} are whole, {damage}\n"
+        f"{check.num_urls_lost:,} URLs without content and {check.num_left_over:,} unfinished files removed\ncache {check.folder}"
+    )
+
+
+def _describe_pruning(pruned: CachePruned) -> str:
+    in_use = f", {pruned.num_in_use:,} of them only since they were used within the last hour" if pruned.num_in_use else ""
+    return (
+        f"{pruned.num_removed:,} images of {_size(pruned.bytes_removed)} removed, "
+        f"{pruned.num_kept:,} of {_size(pruned.bytes_kept)} kept{in_use}\n"
+        f"{pruned.num_urls_removed:,} URLs without content and {pruned.num_left_over:,} unfinished files removed\n"
+        f"cache {pruned.folder}"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    """A number of bytes for a person: `1.5 GB`."""
+    unit, name = next((one for one in _UNITS if one[0] <= num_bytes), _UNITS[-1])
+    return f"{num_bytes / unit:,.{0 if unit == 1 else 1}f} {name}"
+
+
+_UNITS = ((10**9, "GB"), (10**6, "MB"), (1000, "kB"), (1, "bytes"))
+
+GROUPS = {"cache": "images that were fetched from the network: show, verify or prune what is kept of them"}
+
 COMMANDS = {
     "demo": Command(
         help="show the whole pipeline on the data of the repository, on a CPU",
@@ -170,5 +212,27 @@ COMMANDS = {
         config=RetrainConfig,
         describe=_describe_retrain,
         example="yivl retrain --model Yi-VL-6B --dataset train.jsonl --output work --training.lora-rank 16",
+    ),
+    "cache show": Command(
+        help="what is kept, and where it came from",
+        function="yivl_core.data.cache_upkeep:show_cache",
+        config=CacheConfig,
+        describe=_describe_cache,
+        example="yivl cache show",
+    ),
+    "cache verify": Command(
+        help="read every image that is kept, and remove damaged ones",
+        function="yivl_core.data.cache_upkeep:verify_cache",
+        config=CacheConfig,
+        describe=_describe_cache_check,
+        example="yivl cache verify --cache /data/yivl-cache",
+        exit_code=lambda check: int(check.num_damaged > 0),
+    ),
+    "cache prune": Command(
+        help="remove the images that nobody used for long; without a limit, only what killed runs have left",
+        function="yivl_core.data.cache_upkeep:prune_cache",
+        config=PruneConfig,
+        describe=_describe_pruning,
+        example="yivl cache prune --max-bytes 50000000000 --unused-days 90",
     ),
 }

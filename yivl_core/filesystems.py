@@ -46,6 +46,12 @@ def is_s3(filesystem: Any) -> bool:
     return hasattr(filesystem, "call_s3")
 
 
+def s3_endpoint(url: str) -> str:
+    """The address of the object store that `s3://` URLs are read from, as its client has it from all its settings."""
+    filesystem, _ = filesystem_of(url)
+    return str(filesystem.s3.meta.endpoint_url)
+
+
 def within_patience(filesystem: Any, num_bytes: int = 0) -> dict[str, float]:
     """The argument that ends a call of s3fs after a while, whatever the store does; longer for more bytes, nothing for others.
 

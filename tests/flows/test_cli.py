@@ -51,7 +51,7 @@ sys.exit(str([name for name in ("prefect", "torch", "transformers", "pyarrow") i
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_help_with_an_example_that_it_accepts(name, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"example:\n  {COMMANDS[name].example}" in text

@@ -23,7 +23,7 @@ _FORMAT_LIST = "PNG, JPEG, GIF, WebP, BMP, TIFF or PPM"
 
 Depth = Literal["full", "header"]
 
-_HEAD_BYTES = 1024
+HEAD_BYTES = 1024  # that tell what a file is
 _ORIENTATION = 0x0112  # EXIF's tag; of its values those that turn an image on its side
 _SWAPPING_ORIENTATIONS = frozenset({5, 6, 7, 8})
 _SUPPORTED_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5\n", b"P6\n")
@@ -36,6 +36,16 @@ _UNSUPPORTED_SIGNATURES = {
     b"\xff\x0a": "JPEG XL",
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
 }
+_OTHER_SIGNATURES = {
+    b"PK\x03\x04": "a ZIP archive or an office document",
+    b"PK\x05\x06": "an empty ZIP archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"(\xb5/\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+}
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
 
 
@@ -44,8 +54,9 @@ class ImageError(DatasetError):
 
     Attributes:
         kind: why it may not be opened or is not there: `image_missing`, `path_escape`, `url_not_allowed`, `control_char`,
-            `bad_unicode`; or why it cannot be read: `truncated`, `corrupt`, `not_an_image`, `empty`, `unsupported_format`,
-            `too_many_pixels`, `out_of_memory`, `permission_denied`, `not_a_file`, `image_changed`.
+            `bad_unicode`, `fetch_failed`; or why it cannot be read: `truncated`, `corrupt`, `not_an_image`, `empty`,
+            `unsupported_format`, `too_many_pixels`, `too_many_bytes`, `out_of_memory`, `permission_denied`, `not_a_file`,
+            `image_changed`.
         message: what is wrong.
         remedy: how to mend it.
     """
@@ -142,10 +153,10 @@ def _opened(data: bytes | IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     num_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
-        raise ImageError("empty", "the file has no content", "replace the file")
+        raise _no_content()
     with _silent_pillow():
         try:
             with Image.open(file, formats=FORMATS) as image:
@@ -231,10 +242,31 @@ def _scale_to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(eight_bits).convert("RGB")
 
 
+def head_error(head: bytes) -> ImageError | None:
+    """What is wrong with a file that begins like this; None where it may be an image that `decode_image` reads.
+
+    Args:
+        head: its first `HEAD_BYTES` bytes, or all of them.
+    """
+    if not head:
+        return _no_content()
+    Image.init()
+    asked = (Image.OPEN[name][1] for name in FORMATS)  # by Pillow, before it opens a file
+    is_accepted = any(accepts is not None and accepts(head[:16]) is True for accepts in asked)
+    return None if is_accepted else _not_identified(head)
+
+
+def _no_content() -> ImageError:
+    return ImageError("empty", "the file has no content", "replace the file")
+
+
 def _not_identified(head: bytes) -> ImageError:
     if _is_webp(head) or head.startswith(_SUPPORTED_SIGNATURES):
         return ImageError("corrupt", "the head of the image file is damaged", "replace the file")
-    if b"<svg" in head.lower():
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return ImageError("not_an_image", "the file is an HTML page, not an image", f"give a {_FORMAT_LIST} file")
+    if b"<svg" in start:
         name: str | None = "SVG"
     elif head[4:8] == b"ftyp":
         name = "HEIC, AVIF or video"
@@ -242,6 +274,9 @@ def _not_identified(head: bytes) -> ImageError:
         name = next((name for signature, name in _UNSUPPORTED_SIGNATURES.items() if head.startswith(signature)), None)
     if name:
         return ImageError("unsupported_format", f"the file is {name}, which is not read", f"save it as {_FORMAT_LIST}")
+    other = next((name for signature, name in _OTHER_SIGNATURES.items() if head.startswith(signature)), None)
+    if other or head[257:262] == b"ustar":
+        return ImageError("not_an_image", f"the file is {other or 'a tar archive'}", f"unpack it and give a {_FORMAT_LIST} file")
     return ImageError("not_an_image", "the file is not an image", f"give a {_FORMAT_LIST} file")
 
 
