@@ -50,6 +50,14 @@ def _hide_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Images are kept, and remembered, in a folder of the tests' own."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("YIVL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

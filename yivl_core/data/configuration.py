@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from yivl_core.data.fetch_limits import FetchLimits
 from yivl_core.data.presets import find_question
 
 Purpose = Literal["training", "inference"]
@@ -65,6 +66,18 @@ class ValidationConfig(BaseModel):
     max_length: int | None = Field(
         default=None, ge=1, description="most tokens of a record, images included; default: any number; needs a model"
     )
+    allow_url: tuple[str, ...] = Field(
+        default=(),
+        description="what may be fetched: https:// (any public host), https://HOST, http://HOST:PORT (also a private one), "
+        "s3://BUCKET; default: nothing",
+    )
+    cache: str | None = Field(
+        default=None,
+        description="folder that keeps fetched images, and what was found out about others; default: as of `yivl cache`",
+    )
+    offline: bool = Field(default=False, description="take allowed URLs from the cache, and open no connection")
+    refresh_urls: bool = Field(default=False, description="ask the servers of cached images whether they have changed")
+    fetch: FetchLimits = Field(default_factory=FetchLimits, description="limits of fetching")
     image_depth: Literal["full", "header"] = Field(
         default="full",
         description="full: images are decoded, header: only their headers are read, which does not show that a file is cut off",

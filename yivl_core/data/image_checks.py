@@ -4,11 +4,13 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, error, shown, warning
+from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
 from yivl_core.data.verdicts import Verdict, Verdicts, file_state
 
@@ -39,16 +41,24 @@ class ImageChecker:
         store: reads the images.
         depth: whether they are decoded in full.
         verdicts: remembers what was found out; None: all are looked at.
+        cache: keeps images that the dataset itself holds.
 
     Attributes:
         num_checked: how many different images it was asked about.
     """
 
-    def __init__(self, store: ImageStore, depth: Depth = "full", verdicts: Verdicts | None = None) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        depth: Depth = "full",
+        verdicts: Verdicts | None = None,
+        cache: ImageCache | None = None,
+    ) -> None:
         self.num_checked = 0
         self._store = store
         self._depth = depth
         self._verdicts = verdicts
+        self._cache = cache
         self._known: OrderedDict[ImageReference, Future[Outcome]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -75,8 +85,18 @@ class ImageChecker:
                 raise
         return future.result()
 
+    def flush(self) -> None:
+        """Write down what is to be remembered."""
+        if self._verdicts is not None:
+            self._verdicts.flush()
+
     def _look(self, image: ImageReference) -> Outcome:
-        if image.data is not None or not isinstance(image.root, Path):
+        if image.data is not None:
+            info, findings = _verdict(image, self._store, self._depth)
+            if info is not None and self._cache is not None:
+                info = replace(info, path=str(self._cache.add_bytes(image.data).path))
+            return Outcome(info, findings, None, "")
+        if not isinstance(image.root, Path):
             return Outcome(*_verdict(image, self._store, self._depth), None, "")
         path = os.path.join(image.root, image.address)  # noqa: PTH118
         state = file_state(path)
@@ -85,7 +105,7 @@ class ImageChecker:
         try:
             real_path = str(self._store.resolve(image))  # each time, since a link may lead out of the root by now
         except ImageError as cause:
-            return Outcome(None, (_finding(cause),), path, state)
+            return Outcome(None, (image_finding(cause),), path, state)
         info, findings = self._verdicts.verdict(real_path, image.uri, state, lambda: _verdict(image, self._store, self._depth))
         if info is not None and image.sha256 not in (None, info.sha256):
             info, findings = _verdict(image, self._store, self._depth)
@@ -96,7 +116,7 @@ def _verdict(image: ImageReference, store: ImageStore, depth: Depth) -> Verdict:
     try:
         info, kinds = store.inspect(image, depth)
     except ImageError as cause:
-        return None, (_finding(cause),)
+        return None, (image_finding(cause),)
     findings = []
     for kind in kinds:
         message, remedy = IMAGE_WARNINGS[kind]
@@ -104,7 +124,8 @@ def _verdict(image: ImageReference, store: ImageStore, depth: Depth) -> Verdict:
     return info, tuple(findings)
 
 
-def _finding(cause: ImageError) -> Finding:
+def image_finding(cause: ImageError) -> Finding:
+    """What an image that cannot be used means for its row."""
     if cause.kind in _ADDRESS_KINDS:
         return error(cause.kind, cause.message, cause.remedy)
     return error("image_unreadable", cause.message, cause.remedy, detail=cause.kind)

@@ -16,11 +16,13 @@ from typing import Any
 
 from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.configuration import Purpose
+from yivl_core.data.data_uris import is_data_uri, read_data_uri
 from yivl_core.data.findings import Finding, Source
 from yivl_core.data.formats import Format, detect_format, to_record_values
 from yivl_core.data.images import Folder, ImageInfo, ImageReference
 from yivl_core.data.parquet_rows import is_parquet, split_parquet_rows
 from yivl_core.data.parsing import parse_record
+from yivl_core.data.public_urls import public_url, redact_urls
 from yivl_core.data.raw_row import RawRow, parse_raw_row
 from yivl_core.data.raw_rows import RowOptions, first_names, split_raw_rows
 from yivl_core.data.records import Record
@@ -132,15 +134,25 @@ class RowReader:
             row_format="swift" if query is not None else detect_format(names),
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows have our own names, so that nothing has to be converted."""
+        return self.row_format == "swift" and not self.mapping.columns
+
+    @property
+    def has_remote_images(self) -> bool:
+        """Whether images have to be fetched that are named by a path."""
+        return not isinstance(self.folder if self.image_root is None else self.image_root, Path)
+
     def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
         """What a row says."""
         raw = parse_raw_row(raw, json_reader)
-        source = Source(file=self.file, line=raw.line)
+        source, text = Source(file=self.file, line=raw.line), redact_urls(raw.text)
         if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
-            return InputRow(source=source, findings=tuple(raw.findings), text=raw.text)
+            return InputRow(source=source, findings=tuple(raw.findings), text=text)
         values, findings = self.convert(raw.values)
         if any(finding.severity == "error" for finding in findings):
-            return InputRow(source=source, findings=(*raw.findings, *findings), text=raw.text)
+            return InputRow(source=source, findings=(*raw.findings, *findings), text=text)
         parsed = parse_record(values, self.purpose)
         is_here = isinstance(self.folder, Path)  # a file from elsewhere has nothing to say of paths on this machine
         if is_here and parsed.note is not None and len(parsed.note.images) == len(parsed.addresses):
@@ -149,7 +161,7 @@ class RowReader:
             images = self.locate(parsed.addresses, raw.contents)
         in_their_words = map(self.mapping.in_their_words, parsed.findings)
         findings = [*raw.findings, *findings, *in_their_words]
-        return InputRow(source=source, record=parsed.record, images=images, findings=tuple(findings), text=raw.text)
+        return InputRow(source=source, record=parsed.record, images=images, findings=tuple(findings), text=text)
 
     def convert(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
         """The values of a row under the names that `parse_record` reads, and what is wrong with them."""
@@ -235,8 +247,12 @@ def _check_file(url: str) -> None:
 
 
 def _reference(address: str, root: Folder, data: bytes | None) -> ImageReference:
+    if data is None and is_data_uri(address) and (found := read_data_uri(address)):
+        data, name = found
+        return ImageReference(uri=name, address=name, root=root, sha256=hashlib.sha256(data).hexdigest(), data=data)
     sha256 = None if data is None else hashlib.sha256(data).hexdigest()
-    return ImageReference(uri=address, address=address, root=root, sha256=sha256, data=data)
+    uri = public_url(address) if data is None and "://" in address else address
+    return ImageReference(uri=uri, address=address, root=root, sha256=sha256, data=data)
 
 
 def references(infos: tuple[ImageInfo, ...], image_root: Folder | None) -> tuple[ImageReference, ...]:

@@ -7,8 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from yivl_core.data.data_uris import is_data_uri
 from yivl_core.data.decoding import ImageError
 from yivl_core.data.findings import shown
+from yivl_core.data.public_urls import public_url
 from yivl_core.listing import StoredFile
 
 # Extensions that people give to images, with the format they promise (None: one that is not read).
@@ -39,7 +41,9 @@ EXTENSIONS: dict[str, str | None] = {
 
 Folder = Path | str  # of this machine, or an fsspec URL
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/|data:[^,]*,", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/", re.IGNORECASE)
+_FETCHED_SCHEMES = ("http://", "https://", "s3://")
+_FETCH_REMEDY = "fetch the image and give the path of the file"
 _DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
 _NUM_FOLDERS_REMEMBERED = 4096
 
@@ -63,6 +67,24 @@ class ImageReference:
     sha256: str | None = None
     listed: StoredFile | None = None
     data: bytes | None = field(default=None, repr=False)
+
+    @property
+    def url(self) -> str | None:
+        """The URL that it has to be fetched from; None for an image of this machine, or one that is here already.
+
+        Raises:
+            ImageError: its address leads away from its root.
+        """
+        if self.data is not None:
+            return None
+        if self.address.lower().startswith(_FETCHED_SCHEMES):
+            return self.address
+        if not isinstance(self.root, str):
+            return None
+        refuse_address(self.address)
+        if self.address.startswith("/"):
+            raise path_escape(self.address, f"leads out of {self.root}")
+        return f"{self.root.rstrip('/')}/{self.address}"
 
     @property
     def is_remote(self) -> bool:
@@ -110,7 +132,9 @@ class ImageInfo:
         return ImageReference(uri=self.uri, address=self.path, root=_folder(os.path.dirname(self.path)), sha256=self.sha256)  # noqa: PTH120
 
     def reference_under(self, root: Folder) -> ImageReference:
-        """The same image below another root, for files that were moved."""
+        """The same image below another root, for files that were moved. One of the cache stays where it is."""
+        if is_data_uri(self.uri) or _URL.match(self.uri):
+            return self.reference
         return ImageReference(uri=self.uri, address=self.uri, root=root, sha256=self.sha256)
 
 
@@ -126,9 +150,13 @@ def refuse_address(address: str) -> None:
         raise ImageError("control_char", f"image address {shown(address)} holds a NUL character", "remove it")
     if not is_text(address):
         raise ImageError("bad_unicode", f"image address {address!a} is not UTF-8", "rename the file or folder")
+    if is_data_uri(address):
+        raise ImageError("corrupt", f"image {shown(address)} is no whole data: URI", "write data:image/png;base64, and base64")
     if _URL.match(address):
-        message = f"image {shown(address)} is a URL, and none are allowed"
-        raise ImageError("url_not_allowed", message, "fetch the image and give the path of the file")
+        message = f"image {shown(public_url(address))} is a URL, and none are allowed"
+        may_be_allowed = address.lower().startswith(_FETCHED_SCHEMES)
+        remedy = "allow it (allow_url), or fetch it and give the path of the file" if may_be_allowed else _FETCH_REMEDY
+        raise ImageError("url_not_allowed", message, remedy)
     if "\\" in address:
         raise path_escape(address, "holds a backslash", "write / between folders")
     if _DRIVE.match(address):

@@ -4,19 +4,23 @@ Nothing here looks at two rows at once but for images, so blocks can be checked 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from yivl_core.data.data_uris import is_data_uri
 from yivl_core.data.dataset import ValidatedRecord, record_line, record_to_json
 from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, warning
-from yivl_core.data.image_checks import ImageChecker, Outcome
-from yivl_core.data.images import ImageInfo
+from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.image_checks import ImageChecker, Outcome, image_finding
+from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
 from yivl_core.data.key_table import KEY_BYTES
 from yivl_core.data.notes import NOTE_FIELD, image_note
 from yivl_core.data.plain_json import read_plain_object
@@ -24,10 +28,26 @@ from yivl_core.data.plain_records import plain_content
 from yivl_core.data.policies import Policies
 from yivl_core.data.raw_row import Lines, RawRow, lines_of
 from yivl_core.data.reading import InputRow, RowReader
+from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.data.token_lengths import open_token_counter
+from yivl_core.data.verdicts import Verdicts
 
 _NO_KEY = bytes(KEY_BYTES)
+
+
+class Fetched(NamedTuple):
+    """What became of a URL.
+
+    Attributes:
+        path: of its content in the cache; None where there is none.
+        sha256: of the content (hex).
+        failure: why there is none.
+    """
+
+    path: str | None
+    sha256: str | None
+    failure: Finding | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +58,13 @@ class RowBlock:
         reader: of that file.
         rows: in the file's order.
         lines: lines behind them that are not split yet.
+        fetched: what became of the URLs that they name, of those that were fetched.
     """
 
     reader: RowReader
     rows: Sequence[RawRow] = ()
     lines: Lines | None = None
+    fetched: Mapping[str, Fetched] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +75,7 @@ class CheckSettings:
         max_pixels: most pixels of an image.
         depth: whether images are decoded in full, or only their headers read.
         max_worker_bytes: memory that a process which helps may take.
+        cache: folder that keeps images which the dataset itself holds, and what was found out about others; None: nowhere.
         policy: what is done about kinds of findings, as `Policies.of` reads it.
         wants_questions: whether `CheckedBlock.questions` is needed.
         model: folder of a checkpoint with whose tokenizer records are counted; None: they are not.
@@ -63,6 +86,7 @@ class CheckSettings:
     max_pixels: int = 64_000_000
     depth: Depth = "full"
     max_worker_bytes: int = 2_000_000_000
+    cache: str | None = None
     policy: tuple[str, ...] = ()
     wants_questions: bool = False
     model: str | None = None
@@ -151,7 +175,7 @@ class RowChecker:
         Raises:
             StorageError: the disk or network failed.
         """
-        check = _BlockCheck(block.reader, self)
+        check = _BlockCheck(block.reader, self, block.fetched)
         for row in block.rows:
             check.add(row)
         if block.lines is not None:
@@ -176,14 +200,31 @@ class RowChecker:
         return self._policies.apply(findings)
 
 
+@contextmanager
+def open_checker(settings: CheckSettings) -> Iterator[RowChecker]:
+    """A checker with what it remembers.
+
+    Raises:
+        CheckpointError: as `RowChecker`.
+    """
+    store = ImageStore(settings.max_pixels)
+    if settings.cache is None:
+        yield RowChecker(settings, ImageChecker(store, settings.depth))
+        return
+    folder = Path(settings.cache)
+    with closing(Verdicts(folder / "verdicts.sqlite", f"{settings.depth} {settings.max_pixels}")) as verdicts:
+        yield RowChecker(settings, ImageChecker(store, settings.depth, verdicts, ImageCache(folder)))
+
+
 class _BlockCheck:
     """Collects what is found out about the rows of a block."""
 
-    def __init__(self, reader: RowReader, checker: RowChecker) -> None:
+    def __init__(self, reader: RowReader, checker: RowChecker, fetched: Mapping[str, Fetched]) -> None:
+        self._fetched = fetched
         self._reader = reader
         self._checker = checker
         self._json_reader = StrictJsonReader()
-        self._converts = reader.row_format != "swift" or bool(reader.mapping.columns)
+        self._converts = not reader.is_plain
         self._num_rows = 0
         self._noted: list[NotedRow] = []
         self._lines: list[int] = []
@@ -222,8 +263,10 @@ class _BlockCheck:
         infos: list[ImageInfo] = []
         if "images" in content:
             addresses = [address for address in content["images"] if address is not None]
+            if any(map(_is_no_path, addresses)):
+                return False
             for image in self._reader.locate(addresses):
-                outcome = self._checker.images.check(image)
+                outcome = self._look(image)
                 if outcome.info is None or outcome.findings:
                     return False
                 infos.append(outcome.info)
@@ -248,7 +291,7 @@ class _BlockCheck:
     def _add_other(self, raw: RawRow) -> None:
         row = self._reader.read(raw, self._json_reader)
         # Those of a rejected row, too, so that all is mended at once.
-        outcomes = [self._checker.images.check(image) for image in row.images]
+        outcomes = [self._look(image) for image in row.images]
         for outcome in outcomes:
             self._note_file(outcome)
         findings = _findings(row, outcomes)
@@ -264,6 +307,7 @@ class _BlockCheck:
         if findings:
             self._noted.append(NotedRow(raw.line, record.id, findings, None))
         infos = tuple(outcome.info for outcome in outcomes if outcome.info is not None)
+        record = _with_public_addresses(record, infos)
         validated = ValidatedRecord(record=record, source=row.source, images=infos)
         self._add_clean(
             line=raw.line,
@@ -296,6 +340,20 @@ class _BlockCheck:
         if self._checker.settings.wants_questions:
             self._questions.append(_question_key(content, infos))
 
+    def _look(self, image: ImageReference) -> Outcome:
+        """What there is to say about an image, which was fetched already where it has a URL that may be fetched."""
+        try:
+            fetched = self._fetched.get(image.url or "")
+        except ImageError as cause:
+            return Outcome(None, (image_finding(cause),), None, "")
+        if fetched is None:
+            return self._checker.images.check(image)
+        if fetched.path is None:
+            return Outcome(None, () if fetched.failure is None else (fetched.failure,), None, "")
+        path = Path(fetched.path)
+        here = ImageReference(uri=image.uri, address=fetched.path, root=path.parent, sha256=fetched.sha256)
+        return self._checker.images.check(here)
+
     def _note_file(self, outcome: Outcome) -> None:
         if outcome.path is not None:
             self._image_files[outcome.path] = outcome.state
@@ -327,6 +385,18 @@ def _findings(row: InputRow, outcomes: Sequence[Outcome]) -> tuple[Finding, ...]
     text_kinds = {finding.kind for finding in row.findings} & {"control_char", "bad_unicode"}
     of_images = (finding for outcome in outcomes for finding in outcome.findings if finding.kind not in text_kinds)
     return (*row.findings, *of_images)
+
+
+def _is_no_path(address: str) -> bool:
+    return "://" in address or is_data_uri(address)
+
+
+def _with_public_addresses(record: Record, infos: Sequence[ImageInfo]) -> Record:
+    """The record with its URLs as they may be stored, and with short names for images that stood in it."""
+    if not any(map(_is_no_path, record.image_addresses)):
+        return record
+    uris = iter(infos)
+    return record.model_copy(update={"images": tuple(None if one is None else next(uris).uri for one in record.images)})
 
 
 def _has_error(findings: Sequence[Finding]) -> bool:

@@ -23,11 +23,9 @@ import numpy as np
 
 from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import Finding
-from yivl_core.data.image_checks import ImageChecker
-from yivl_core.data.images import ImageStore
 from yivl_core.data.raw_row import Lines, RawRow
 from yivl_core.data.reading import RowReader, to_folder
-from yivl_core.data.row_checks import CheckedBlock, CheckSettings, NotedRow, RowBlock, RowChecker
+from yivl_core.data.row_checks import CheckedBlock, CheckSettings, Fetched, NotedRow, RowBlock, RowChecker, open_checker
 from yivl_core.errors import StorageError
 
 _READER_NAMES = [field.name for field in fields(RowReader)]
@@ -48,9 +46,15 @@ def write_request(block: RowBlock) -> bytes:
             "mapping": reader.mapping.columns,
         },
         "rows": [[row.line, row.text, row.json is not None, row.values, _to_json(row.findings)] for row in block.rows],
+        "contents": [list(row.contents) for row in block.rows],
         "first": None if block.lines is None else block.lines.first,
+        "fetched": {
+            url: [fetched.path, fetched.sha256, None if fetched.failure is None else fetched.failure.to_json()]
+            for url, fetched in block.fetched.items()
+        },
     }
     parts = [row.json for row in block.rows if row.json is not None]
+    parts += [data for row in block.rows for data in row.contents.values()]
     return _message(head, parts if block.lines is None else [*parts, block.lines.data])
 
 
@@ -91,8 +95,7 @@ def main() -> None:
     values = json.loads(sys.argv[1])
     settings = CheckSettings(**{**values, "policy": tuple(values["policy"])})
     _limit_memory(settings.max_worker_bytes)
-    checker = RowChecker(settings, ImageChecker(ImageStore(settings.max_pixels), settings.depth))
-    with suppress(BrokenPipeError, BrokenStreamError), os.fdopen(os.dup(1), "wb") as replies:
+    with open_checker(settings) as checker, suppress(BrokenPipeError, BrokenStreamError), os.fdopen(os.dup(1), "wb") as replies:
         os.dup2(2, 1)  # whatever a library prints is no reply
         while block := read_request(sys.stdin.buffer):
             replies.write(answer(block, checker))
@@ -133,14 +136,23 @@ def read_request(stream: IO[bytes]) -> RowBlock | None:
         )
         for line, text, has_bytes, values, findings in head["rows"]
     ]
+    rows = [
+        row._replace(contents={name: next(own_bytes) for name in names}) if names else row
+        for row, names in zip(rows, head["contents"], strict=True)
+    ]
+    fetched = {
+        url: Fetched(path, sha256, None if failure is None else Finding(**failure))
+        for url, (path, sha256, failure) in head["fetched"].items()
+    }
     lines = None if head["first"] is None else Lines(head["first"], next(own_bytes))
-    return RowBlock(reader=reader, rows=rows, lines=lines)
+    return RowBlock(reader=reader, rows=rows, lines=lines, fetched=fetched)
 
 
 def answer(block: RowBlock, checker: RowChecker) -> bytes:
     """The message that answers a request."""
     try:
         checked = checker.check(block)
+        checker.images.flush()  # since this process will be killed
     except StorageError as cause:
         return _message({"error": str(cause), "errno": getattr(cause.__cause__, "errno", None)}, [])
     head = {

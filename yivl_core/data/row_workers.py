@@ -16,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
 
+from yivl_core.data.block_fetching import fetch_blocks
+from yivl_core.data.fetching import UrlFetcher
 from yivl_core.data.mixed_files import FileRows
 from yivl_core.data.raw_row import Lines, RawRow, lines_of
 from yivl_core.data.row_checks import CheckedBlock, RowBlock, RowChecker
@@ -40,21 +42,26 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_rows(files: Iterable[FileRows], checker: RowChecker, num_workers: int) -> Generator[CheckedBlock, None, None]:
+def check_rows(
+    files: Iterable[FileRows], checker: RowChecker, num_workers: int, fetcher: UrlFetcher | None = None
+) -> Generator[CheckedBlock, None, None]:
     """Check the rows of files, in their order, a bounded number of them ahead.
 
     Args:
         files: the reader of each file, and its rows as `split_raw_rows` gives them.
         checker: checks rows in this process; the others make one like it.
         num_workers: processes that help where there is much to check; 0: threads alone.
+        fetcher: fetches the images that rows name by URLs; None: no URL is allowed.
 
     Raises:
+        ConfigurationError: an object store cannot be used as it is set up.
         StorageError: the disk or network failed.
         ChildFailedError: a process died.
     """
     waiting: deque[Future[CheckedBlock]] = deque()
     with closing(RowWorkers(checker, num_workers)) as workers:
-        for block in _blocks(files, workers):
+        blocks = _blocks(files, workers)
+        for block in blocks if fetcher is None else fetch_blocks(blocks, fetcher):
             waiting.append(workers.submit(block))
             while waiting and (len(waiting) > workers.num_blocks_ahead or waiting[0].done()):
                 yield waiting.popleft().result()

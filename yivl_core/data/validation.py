@@ -16,13 +16,13 @@ from yivl_core.data.across_rows import AcrossRows
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedDataset, is_validated_dataset
 from yivl_core.data.findings import Finding, Source
-from yivl_core.data.image_checks import ImageChecker
-from yivl_core.data.images import ImageStore
 from yivl_core.data.mixed_files import open_files
 from yivl_core.data.policies import Policies
 from yivl_core.data.report import Tally, build_report, render_report
-from yivl_core.data.row_checks import CheckedBlock, CheckSettings, RowChecker
+from yivl_core.data.row_checks import CheckedBlock, CheckSettings, open_checker
 from yivl_core.data.row_workers import Pace, check_rows, count_cores
+from yivl_core.data.url_access import cache_folder, implied_urls, open_fetcher
+from yivl_core.data.url_policy import UrlPolicy
 from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import DatasetError, OutputError
 from yivl_core.locks import sole_publisher
@@ -54,16 +54,22 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     output = _free_output(config)
     policies = Policies.of(config.policy)
     apart = [ValidatedDataset.open(folder) for folder in config.apart_from]
-    checker = RowChecker(_settings(config, policies), ImageChecker(ImageStore(config.max_pixels), config.image_depth))
+    url_policy = UrlPolicy.of([*config.allow_url, *implied_urls(config)])
     pace = Pace()
     files = open_files(config, pace.block_bytes)
-    with sole_publisher(output), publish_folder(output) as folder:
+    with (
+        sole_publisher(output),
+        publish_folder(output) as folder,
+        open_checker(_settings(config, policies)) as checker,
+        open_fetcher(config, url_policy) as fetcher,
+    ):
         with DatasetWriter(folder) as writer, AcrossRows(policies) as across:
             for dataset in apart:
                 across.keep_apart(dataset)
             tally = _Judge(policies)
             num_rows = 0  # since the last progress
-            with closing(check_rows([(file.reader, file.rows) for file in files], checker, _num_workers(config))) as blocks:
+            rows = [(file.reader, file.rows) for file in files]
+            with closing(check_rows(rows, checker, _num_workers(config), fetcher)) as blocks:
                 for block in blocks:
                     tally.take(block)
                     writer.add(block)
@@ -134,6 +140,7 @@ def _settings(config: ValidationConfig, policies: Policies) -> CheckSettings:
         max_pixels=config.max_pixels,
         depth=config.image_depth,
         max_worker_bytes=config.max_worker_bytes,
+        cache=str(cache_folder(config)),
         policy=policies.choices,
         wants_questions=bool(config.apart_from),
         model=config.model,

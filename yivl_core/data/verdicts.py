@@ -73,10 +73,15 @@ class Verdicts:
             self._keep(self._key(path, uri), state, verdict)
         return verdict
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Write what is new."""
         with self._lock:
             self._write()
+
+    def close(self) -> None:
+        """Write what is new, and forget all."""
+        self.flush()
+        with self._lock:
             if self._database is not None:
                 self._database.close()
                 self._database = None
@@ -99,6 +104,8 @@ class Verdicts:
                 self._write()
 
     def _write(self) -> None:
+        if not self._new:
+            return
         rows, self._new = [(key, *row) for key, row in self._new.items()], {}
         if self._database is not None:
             with suppress(sqlite3.Error):

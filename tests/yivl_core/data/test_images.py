@@ -123,13 +123,17 @@ def test_an_absolute_path_outside_is_refused_although_the_file_is_there(root: Pa
         "file:///etc/passwd",
         "file:/etc/passwd",
         "s3://b/a.png",
-        "data:image/png;base64,AAAA",
     ],
 )
 def test_urls_are_refused(root: Path, address: str) -> None:
     error = refused(root, address)
     assert error.kind == "url_not_allowed"
-    assert str(error).endswith("is a URL, and none are allowed; fetch the image and give the path of the file")
+    remedy = "allow it (allow_url), or fetch it" if address.lower().startswith(("http", "s3")) else "fetch the image"
+    assert str(error).endswith(f"is a URL, and none are allowed; {remedy} and give the path of the file")
+
+
+def test_a_data_uri_that_is_none_is_damaged(root: Path) -> None:
+    assert refused(root, "data:image/png;base64").kind == "corrupt"
 
 
 @pytest.mark.parametrize(
