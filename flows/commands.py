@@ -45,10 +45,11 @@ class Command:
 
 def _describe_validation(summary: ValidationSummary) -> str:
     kinds = "".join(f"\n  {number:6} {kind}" for kind, number in sorted(summary.findings_by_kind.items()))
+    was_there = " (was there already)" if summary.was_there else ""
     return (
         f"{summary.num_records} of {summary.num_lines} records are clean, with {summary.num_images} images; "
         f"{summary.num_quarantined} in quarantine, {summary.num_warnings} warnings{kinds}\n"
-        f"dataset {summary.output}\ndigest  {summary.digest}\nreport  {summary.output}/report.md"
+        f"dataset {summary.output}{was_there}\ndigest  {summary.digest}\nreport  {summary.output}/report.md"
     )
 
 

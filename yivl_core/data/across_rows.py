@@ -4,9 +4,10 @@ Rows come in blocks that were checked one by one; what is found here is kept unt
 the keys of two million records, so memory does not grow with the dataset.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby, islice
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from yivl_core.data.key_table import KEY_BYTES, Frequent, KeyTable, Repeat
 from yivl_core.data.policies import Policies
 from yivl_core.data.record_lengths import Distribution, RecordLengths
 from yivl_core.data.records import sample_digest
+from yivl_core.data.references import ImageInfo
 from yivl_core.data.row_checks import CheckedBlock
 from yivl_core.temporary_tables import temporary_database
 
@@ -27,12 +29,14 @@ _NUM_IMAGES_REMEMBERED = 50_000
 _ROWS_PER_INSERT = 10_000
 _SHA256 = 3  # its place in `CheckedBlock.images`
 _NUM_KEPT_FREQUENT = 10
+_IMAGE_VALUES = "SELECT uri, path, sha256, width, height, mode, num_bytes"  # as in `ImageInfo`
 _TABLES = """
 CREATE TABLE images (
     sha256 TEXT PRIMARY KEY, uri TEXT, path TEXT, width INTEGER, height INTEGER, mode TEXT, num_bytes INTEGER,
     number INTEGER, place TEXT
 ) WITHOUT ROWID;
 CREATE TABLE apart (sha256 TEXT PRIMARY KEY, dataset TEXT) WITHOUT ROWID;
+CREATE TABLE files (path BLOB PRIMARY KEY, state TEXT) WITHOUT ROWID;
 CREATE TABLE late (number INTEGER, file INTEGER, line INTEGER, kind TEXT, message TEXT, remedy TEXT);
 """
 
@@ -67,11 +71,13 @@ class AcrossRows:
     Attributes:
         num_records: clean records so far.
         num_images: different images, by content, in them.
+        num_unfetched: how often a URL could not be fetched.
     """
 
     def __init__(self, policies: Policies) -> None:
         self.num_records = 0
         self.num_images = 0
+        self.num_unfetched = 0
         self._policies = policies
         self._files: dict[int, str] = {}  # by number
         self._apart: list[str] = []  # names of the datasets to be kept apart
@@ -134,6 +140,9 @@ class AcrossRows:
             self._image_uses.add(digests, rows, file, rows)
             self._num_image_uses += len(block.images)
         self.num_records += len(block.lines)
+        self.num_unfetched += block.num_unfetched
+        files = ((os.fsencode(path), state) for path, state in block.image_files.items())
+        self._database.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", files)
 
     def late_findings(self) -> Iterator[LateFindings]:
         """What was found about clean records, in their order. To be asked for once, when all blocks have been added."""
@@ -167,9 +176,32 @@ class AcrossRows:
 
     def images(self) -> Iterator[tuple[Any, ...]]:
         """Each different image, where it came first: the values of an `ImageInfo`."""
-        return iter(
-            self._database.execute("SELECT uri, path, sha256, width, height, mode, num_bytes FROM images ORDER BY number")
-        )
+        return iter(self._database.execute(f"{_IMAGE_VALUES} FROM images ORDER BY number"))
+
+    def image_sizes(self) -> dict[str, Any] | None:
+        """What there is to say about the images together; None where there are none."""
+        if not self.num_images:
+            return None
+        (num_bytes,) = self._database.execute("SELECT sum(num_bytes) FROM images").fetchone()
+        find = "SELECT width, height FROM images ORDER BY width * height {}, number LIMIT 1"
+        smallest, largest = (list(self._database.execute(find.format(order)).fetchone()) for order in ("ASC", "DESC"))
+        return {"num_bytes": num_bytes, "smallest": smallest, "largest": largest}
+
+    def sample_images(self, number: int) -> list[tuple[ImageInfo, str]]:
+        """So many different images, or all, evenly spread, each with the place of the first record that shows it."""
+        step = max(1, self.num_images / number)
+        wanted = {int(index * step) for index in range(min(number, self.num_images))}
+        rows = self._database.execute(f"{_IMAGE_VALUES}, place FROM images ORDER BY number")
+        names = [field.name for field in fields(ImageInfo)]
+        return [
+            (ImageInfo(**dict(zip(names, values, strict=True))), place)
+            for index, (*values, place) in enumerate(rows)
+            if index in wanted
+        ]
+
+    def image_files(self) -> Iterator[tuple[bytes, str]]:
+        """Path and state of each image file of this machine that was looked at, by path."""
+        return iter(self._database.execute("SELECT path, state FROM files ORDER BY path"))
 
     def most_used_images(self) -> list[tuple[str, int]]:
         """The images that the most records show, and how many do."""

@@ -13,6 +13,9 @@ Purpose = Literal["training", "inference"]
 # Pillow refuses larger images by itself: twice its limit against images that are small on disk and huge in memory.
 MAX_PIXELS_LIMIT = 178_956_970
 
+# Settings that change nothing in a result: where it goes, how fast it is made, and where images are kept.
+UNDECIDING = frozenset({"output", "num_workers", "cache", "fetch", "offline", "refresh_urls", "max_worker_bytes"})
+
 
 class ValidationConfig(BaseModel):
     """Settings of `validate_dataset`."""
@@ -109,6 +112,7 @@ class ValidationSummary:
         num_images: different images in the clean records.
         num_warnings: findings that did not reject their record.
         findings_by_kind: how often each kind of finding was seen, warnings included.
+        was_there: an earlier validation has left this result, and nothing has changed since.
     """
 
     output: str
@@ -120,3 +124,4 @@ class ValidationSummary:
     num_images: int
     num_warnings: int
     findings_by_kind: dict[str, int]
+    was_there: bool = False

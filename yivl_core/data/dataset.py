@@ -5,7 +5,9 @@ records.jsonl      clean records as the user wrote them, each with a note on whe
 quarantine.jsonl   rejected lines, each with all that is wrong with it
 warnings.jsonl     clean records about which there is something to say
 images.parquet     one row for each different image of the clean records
+inputs.parquet     what was looked at, so that the next validation sees whether anything has changed
 report.json, .md   digest, settings, counts, findings by kind with examples
+images.jpg         some of the images, for the report
 ```
 """
 
@@ -33,8 +35,20 @@ FORMAT = "yivl validated dataset"
 FORMAT_VERSION = 1
 _LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME = "records.jsonl", "quarantine.jsonl", "warnings.jsonl"
-IMAGES_NAME, REPORT_NAME, READABLE_REPORT_NAME = "images.parquet", "report.json", "report.md"
-FILE_NAMES = frozenset({RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME, IMAGES_NAME, REPORT_NAME, READABLE_REPORT_NAME})
+IMAGES_NAME, INPUTS_NAME = "images.parquet", "inputs.parquet"
+REPORT_NAME, READABLE_REPORT_NAME, SHEET_NAME = "report.json", "report.md", "images.jpg"
+FILE_NAMES = frozenset(
+    {
+        RECORDS_NAME,
+        QUARANTINE_NAME,
+        WARNINGS_NAME,
+        IMAGES_NAME,
+        INPUTS_NAME,
+        REPORT_NAME,
+        READABLE_REPORT_NAME,
+        SHEET_NAME,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,8 @@ class ImageChecker:
             return Outcome(*_verdict(image, self._store, self._depth), None, "")
         path = os.path.join(image.root, image.address)  # noqa: PTH118
         state = file_state(path)
+        if state == UnicodeEncodeError.__name__:  # no file has such a name
+            return Outcome(*_verdict(image, self._store, self._depth), None, "")
         if self._verdicts is None:
             return Outcome(*_verdict(image, self._store, self._depth), path, state)
         try:

@@ -27,11 +27,13 @@ class DatasetFile:
     """A file of a dataset.
 
     Attributes:
+        url: where it is.
         reader: makes records of its rows.
         rows: those that are taken, read when they are asked for.
         row_format: that of its rows, for the report: one of `FORMATS`, or `coco`.
     """
 
+    url: str
     reader: RowReader
     rows: Iterable[RawRow | Lines]
     row_format: str
@@ -63,7 +65,7 @@ def open_files(config: ValidationConfig, block_bytes: Callable[[], int]) -> list
             single_rows = _with_damage(split_raw_rows(part.url, config.max_line_bytes, options))
             rows = (again for row, times in take_rows(single_rows, selection) for again in repeat(row, times))
         row_format = "coco" if is_annotated(part.url) else reader.row_format
-        files.append(DatasetFile(reader=replace(reader, file_number=number), rows=rows, row_format=row_format))
+        files.append(DatasetFile(url=part.url, reader=replace(reader, file_number=number), rows=rows, row_format=row_format))
     return files
 
 

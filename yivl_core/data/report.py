@@ -1,15 +1,16 @@
 """What a validation found, counted while it runs, as JSON for programs and as Markdown for people."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from yivl_core.data.across_rows import AcrossRows
-from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.dataset import FORMAT, FORMAT_VERSION, QUARANTINE_NAME, WARNINGS_NAME
+from yivl_core.data.configuration import UNDECIDING, ValidationConfig
+from yivl_core.data.dataset import FORMAT, FORMAT_VERSION, QUARANTINE_NAME, SHEET_NAME, WARNINGS_NAME
 from yivl_core.data.findings import KINDS, Finding, Severity, Source, shown
 from yivl_core.data.record_lengths import Distribution
+from yivl_core.data.references import ImageInfo
 from yivl_core.data.writing import DatasetWriter
 
 _MAX_EXAMPLES = 5
@@ -49,21 +50,14 @@ class Tally:
             if len(self.examples[key]) < _MAX_EXAMPLES:
                 self.examples[key].append({"source": str(source), "id": record_id, **finding.to_json()})
 
-    def num_findings(self, severity: Severity) -> int:
-        """Findings of a severity."""
-        return sum(count for (of_severity, _), count in self.counts.items() if of_severity == severity)
-
-    @property
-    def by_kind(self) -> dict[str, int]:
-        """How often each kind was found, the most frequent first."""
-        kinds: Counter[str] = Counter()
-        for (_, kind), count in self.counts.items():
-            kinds[kind] += count
-        return dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
-
 
 def build_report(
-    config: ValidationConfig, formats: Mapping[str, str], tally: Tally, writer: DatasetWriter, across: AcrossRows
+    config: ValidationConfig,
+    formats: Mapping[str, str],
+    tally: Tally,
+    writer: DatasetWriter,
+    across: AcrossRows,
+    sample: Sequence[tuple[ImageInfo, str]],
 ) -> dict[str, Any]:
     """`report.json`. The same files and settings give the same report.
 
@@ -73,6 +67,7 @@ def build_report(
         tally: what was found.
         writer: has written the records.
         across: what shows between them.
+        sample: the images on the sheet, each with the place of a record that shows it.
     """
     return {
         "format": FORMAT,
@@ -85,8 +80,13 @@ def build_report(
         "num_images": across.num_images,
         "tokens": _lengths(across.num_tokens(), writer, across),
         "answers": _answers(writer, across),
+        "image_sizes": across.image_sizes(),
         "most_used_images": [{"uri": uri, "count": count} for uri, count in across.most_used_images()],
-        "settings": config.model_dump(mode="json", exclude={"output", "num_workers"}),
+        "sample_images": [
+            {"uri": info.uri, "width": info.width, "height": info.height, "mode": info.mode, "at": place}
+            for info, place in sample
+        ],
+        "settings": config.model_dump(mode="json", exclude=set(UNDECIDING)),
         "files": [
             {"file": file, "format": name, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
             for file, name in formats.items()
@@ -220,10 +220,28 @@ def _answer_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _image_lines(report: dict[str, Any]) -> list[str]:
-    if not report["most_used_images"]:
+    sizes, sample = report["image_sizes"], report["sample_images"]
+    if sizes is None:
         return []
-    rows = [f"| {_cell(entry['uri'])} | {entry['count']:,} |" for entry in report["most_used_images"]]
-    return ["## Images", "", "| the most used images | times |", "|---|---:|", *rows, ""]
+    smallest, largest = (f"{width:,} x {height:,}" for width, height in (sizes["smallest"], sizes["largest"]))
+    lines = [
+        "## Images",
+        "",
+        f"{report['num_images']:,} different ones, {sizes['num_bytes'] / 1e6:,.1f} MB; the smallest has {smallest} pixels, "
+        f"the largest {largest}.",
+        "",
+        f"![{len(sample)} of the images, numbered]({SHEET_NAME})",
+        "",
+        "| | image | pixels | mode | first shown by |",
+        "|---:|---|---|---|---|",
+    ]
+    for number, entry in enumerate(sample, 1):
+        size = f"{entry['width']:,} x {entry['height']:,}"
+        lines.append(f"| {number} | {_cell(entry['uri'])} | {size} | {entry['mode']} | {_cell(entry['at'])} |")
+    if report["most_used_images"]:
+        lines += ["", "| the most used images | times |", "|---|---:|"]
+        lines += [f"| {_cell(entry['uri'])} | {entry['count']:,} |" for entry in report["most_used_images"]]
+    return [*lines, ""]
 
 
 def _histogram(bins: list[dict[str, int]]) -> list[str]:

@@ -129,6 +129,7 @@ class CheckedBlock:
         num_tokens: int32 `[N]`, images included; empty where they are not counted.
         images: of the clean rows, in order: number of the row among these, then the values of the `ImageInfo`.
         image_files: state of each file that was looked at, by its path, also where the row is rejected.
+        num_unfetched: how often a URL could not be fetched.
     """
 
     file: str
@@ -145,6 +146,7 @@ class CheckedBlock:
     num_tokens: npt.NDArray[np.int32]
     images: Sequence[Sequence[Any]]
     image_files: Mapping[str, str]
+    num_unfetched: int
 
 
 class RowChecker:
@@ -237,6 +239,7 @@ class _BlockCheck:
         self._num_tokens: list[int] = []
         self._image_values: list[Sequence[Any]] = []
         self._image_files: dict[str, str] = {}
+        self._num_unfetched = 0
         # The note of a record, as `note_json` has it, up to the number of its line.
         self._note = b', "%b": {"file": %b, "line": ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
 
@@ -349,6 +352,7 @@ class _BlockCheck:
         if fetched is None:
             return self._checker.images.check(image)
         if fetched.path is None:
+            self._num_unfetched += 1
             return Outcome(None, () if fetched.failure is None else (fetched.failure,), None, "")
         path = Path(fetched.path)
         here = ImageReference(uri=image.uri, address=fetched.path, root=path.parent, sha256=fetched.sha256)
@@ -375,6 +379,7 @@ class _BlockCheck:
             num_tokens=np.array([] if self._checker.settings.model is None else self._num_tokens, np.int32),
             images=self._image_values,
             image_files=self._image_files,
+            num_unfetched=self._num_unfetched,
         )
 
 

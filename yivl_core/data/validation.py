@@ -9,18 +9,30 @@ split_lines --> check_rows --+--> clean:    records.jsonl, images.parquet, diges
 
 import json
 import os
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from yivl_core.data.across_rows import AcrossRows
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
-from yivl_core.data.dataset import FILE_NAMES, READABLE_REPORT_NAME, REPORT_NAME, ValidatedDataset, is_validated_dataset
+from yivl_core.data.dataset import (
+    FILE_NAMES,
+    READABLE_REPORT_NAME,
+    REPORT_NAME,
+    SHEET_NAME,
+    ValidatedDataset,
+    is_validated_dataset,
+)
 from yivl_core.data.findings import Finding, Source
+from yivl_core.data.input_states import digest_inputs, is_unchanged, write_inputs
 from yivl_core.data.mixed_files import open_files
 from yivl_core.data.policies import Policies
 from yivl_core.data.report import Tally, build_report, render_report
 from yivl_core.data.row_checks import CheckedBlock, CheckSettings, open_checker
 from yivl_core.data.row_workers import Pace, check_rows, count_cores
+from yivl_core.data.thumbnail_sheet import MAX_IMAGES, write_sheet
 from yivl_core.data.url_access import cache_folder, implied_urls, open_fetcher
 from yivl_core.data.url_policy import UrlPolicy
 from yivl_core.data.writing import DatasetWriter
@@ -53,47 +65,79 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     """
     output = _free_output(config)
     policies = Policies.of(config.policy)
-    apart = [ValidatedDataset.open(folder) for folder in config.apart_from]
     url_policy = UrlPolicy.of([*config.allow_url, *implied_urls(config)])
     pace = Pace()
     files = open_files(config, pace.block_bytes)
-    with (
-        sole_publisher(output),
-        publish_folder(output) as folder,
-        open_checker(_settings(config, policies)) as checker,
-        open_fetcher(config, url_policy) as fetcher,
-    ):
-        with DatasetWriter(folder) as writer, AcrossRows(policies) as across:
-            for dataset in apart:
-                across.keep_apart(dataset)
+    with sole_publisher(output):
+        digest = digest_inputs(config, [file.url for file in files])
+        if not config.refresh_urls and is_unchanged(output, digest):
+            report: dict[str, Any] = json.loads((output / REPORT_NAME).read_bytes())
+            return _summary(config.output, report, was_there=True)
+        with (
+            publish_folder(output) as folder,
+            open_checker(_settings(config, policies)) as checker,
+            open_fetcher(config, url_policy) as fetcher,
+            DatasetWriter(folder) as writer,
+            AcrossRows(policies) as across,
+        ):
+            for apart in config.apart_from:
+                across.keep_apart(ValidatedDataset.open(apart))
             tally = _Judge(policies)
-            num_rows = 0  # since the last progress
             rows = [(file.reader, file.rows) for file in files]
             with closing(check_rows(rows, checker, _num_workers(config), fetcher)) as blocks:
-                for block in blocks:
-                    tally.take(block)
-                    writer.add(block)
-                    across.add(block)
-                    pace.note(block)
-                    num_rows += block.num_rows
-                    if num_rows >= _ROWS_PER_PROGRESS:
-                        on_progress(_progress(tally, writer))
-                        num_rows = 0
+                _take_in(blocks, tally, writer, across, pace, on_progress)
             _look_across(across, writer, tally)
-            report = build_report(config, {file.reader.file: file.row_format for file in files}, tally, writer, across)
-        _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        _write(folder / READABLE_REPORT_NAME, render_report(report))
+            sample = across.sample_images(MAX_IMAGES)
+            if sample:
+                write_sheet(folder / SHEET_NAME, [info for info, _ in sample], config.max_pixels)
+            formats = {file.reader.file: file.row_format for file in files}
+            report = build_report(config, formats, tally, writer, across, sample)
+            writer.close()
+            _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            _write(folder / READABLE_REPORT_NAME, render_report(report))
+            if not across.num_unfetched:  # what could not be fetched may be there next time
+                write_inputs(folder, digest, across.image_files())
     on_progress(_progress(tally, writer))
+    return _summary(config.output, report)
+
+
+def _take_in(
+    blocks: Iterable[CheckedBlock],
+    tally: "_Judge",
+    writer: DatasetWriter,
+    across: AcrossRows,
+    pace: Pace,
+    on_progress: OnProgress,
+) -> None:
+    num_rows = 0  # since the last progress
+    for block in blocks:
+        tally.take(block)
+        writer.add(block)
+        across.add(block)
+        pace.note(block)
+        num_rows += block.num_rows
+        if num_rows >= _ROWS_PER_PROGRESS:
+            on_progress(_progress(tally, writer))
+            num_rows = 0
+
+
+def _summary(output: str, report: dict[str, Any], *, was_there: bool = False) -> ValidationSummary:
+    numbers: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for entry in report["findings"]:
+        numbers[entry["severity"]] += entry["count"]
+        kinds[entry["kind"]] += entry["count"]
     return ValidationSummary(
-        output=config.output,
-        digest=writer.digest,
-        num_lines=tally.num_lines.total(),
-        num_records=writer.num_records,
-        num_quarantined=writer.num_quarantined,
-        num_errors=tally.num_findings("error"),
-        num_images=across.num_images,
-        num_warnings=tally.num_findings("warning"),
-        findings_by_kind=tally.by_kind,
+        output=output,
+        digest=report["digest"],
+        num_lines=report["num_lines"],
+        num_records=report["num_records"],
+        num_quarantined=report["num_quarantined"],
+        num_errors=numbers["error"],
+        num_images=report["num_images"],
+        num_warnings=numbers["warning"],
+        findings_by_kind=dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0]))),
+        was_there=was_there,
     )
 
 

@@ -77,6 +77,10 @@ class DatasetWriter:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write all to disk; nothing can be added afterwards."""
         self._files.close()
 
     @property

@@ -1,0 +1,102 @@
+"""What a validation has looked at, so that the next one sees whether anything has changed since: `inputs.parquet`.
+
+The file lists every image file with its state, and in its metadata a digest of all else that decides the result: the content of
+the dataset files, the settings, the code. Images are looked up by name, size and times, not read.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yivl_core.data.configuration import UNDECIDING, ValidationConfig
+from yivl_core.data.dataset import (
+    IMAGES_NAME,
+    INPUTS_NAME,
+    QUARANTINE_NAME,
+    RECORDS_NAME,
+    REPORT_NAME,
+    WARNINGS_NAME,
+    ValidatedDataset,
+)
+from yivl_core.data.reading import readable
+from yivl_core.data.verdicts import file_state
+from yivl_core.digests import digest_file, digest_files, digest_json
+from yivl_core.listing import file_state as stored_state
+from yivl_core.storage import is_local
+
+_SCHEMA = pa.schema([pa.field("path", pa.binary(), nullable=False), pa.field("state", pa.string(), nullable=False)])
+_METADATA = b"yivl"
+_ROWS_PER_GROUP = 100_000
+_RESULTS = (RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME, IMAGES_NAME, REPORT_NAME)
+_TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "config.json")
+
+
+def digest_inputs(config: ValidationConfig, urls: Sequence[str]) -> str:
+    """sha256 (hex) of all that decides a result but for the images.
+
+    Args:
+        config: the settings.
+        urls: the dataset files that they name.
+
+    Raises:
+        DatasetError: a dataset to be kept apart is none.
+        StorageError: a dataset file cannot be read.
+    """
+    content = [digest_file(Path(url)) if is_local(url) else stored_state(url).state for url in urls]
+    tokenizer = None
+    if config.model is not None:
+        tokenizer = [digest_file(path) for name in _TOKENIZER_FILES if (path := Path(config.model) / name).is_file()]
+    settings = json.dumps(config.model_dump(mode="json", exclude=set(UNDECIDING)))
+    apart = [ValidatedDataset.open(folder).digest for folder in config.apart_from]
+    return digest_json([settings, [readable(url) for url in urls], content, tokenizer, apart, _code()])
+
+
+def write_inputs(folder: Path, digest: str, images: Iterable[tuple[bytes, str]]) -> None:
+    """Write `inputs.parquet` when all other files of a result are written.
+
+    Args:
+        folder: of the result.
+        digest: of `digest_inputs`.
+        images: path and state of each image file that was looked at.
+    """
+    results = {name: file_state(str(folder / name)) for name in _RESULTS}
+    schema = _SCHEMA.with_metadata({_METADATA: json.dumps({"digest": digest, "results": results}).encode()})
+    rows = iter(images)
+    with pq.ParquetWriter(folder / INPUTS_NAME, schema) as writer:
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
+            writer.write_table(pa.table(list(zip(*group, strict=True)), schema=schema))
+
+
+def is_unchanged(folder: Path, digest: str) -> bool:
+    """Whether a folder holds the result of the same inputs, itself unchanged, and every image file is as it was."""
+    try:
+        with pq.ParquetFile(folder / INPUTS_NAME) as file:
+            noted: dict[str, Any] = json.loads((file.schema_arrow.metadata or {})[_METADATA])
+            if noted["digest"] != digest:
+                return False
+            states: Iterator[tuple[str, str]] = ((str(folder / name), state) for name, state in noted["results"].items())
+            if any(file_state(path) != state for path, state in states):
+                return False
+            return all(
+                file_state(os.fsdecode(path)) == state
+                for batch in file.iter_batches()
+                for path, state in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            )
+    except (OSError, ValueError, KeyError, pa.ArrowException):  # there is none, or none of ours
+        return False
+
+
+@cache
+def _code() -> list[str]:
+    root = Path(__file__).parent.parent
+    paths = [path for package in ("data", "processing") for path in (root / package).rglob("*.py")]
+    packages = [f"{name} {version(name)}" for name in ("orjson", "pillow", "pyarrow")]
+    return [digest_files(root, [path.relative_to(root).as_posix() for path in paths]), *packages]
