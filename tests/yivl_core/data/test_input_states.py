@@ -1,0 +1,190 @@
+"""What a second validation does again, and what it recognises."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yivl_core.data import images, verdicts
+from yivl_core.data.configuration import UNDECIDING, ValidationConfig
+
+Validate = Callable[..., Any]
+WriteRows = Callable[..., Path]
+MakeImage = Callable[..., Path]
+
+
+class Counted:
+    """Counts how often an image is inspected."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        inspect = images.inspect_image
+
+        def counted(*arguments: Any) -> Any:
+            self.num += 1
+            return inspect(*arguments)
+
+        monkeypatch.setattr(images, "inspect_image", counted)
+
+    def since(self) -> int:
+        """How often since it was asked last."""
+        num, self.num = self.num, 0
+        return num
+
+
+@pytest.fixture
+def inspected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counted:
+    monkeypatch.setenv("YIVL_CACHE", str(tmp_path / "cache"))
+    return Counted(monkeypatch)
+
+
+@pytest.fixture
+def dataset(make_image: MakeImage, write_rows: WriteRows) -> Path:
+    for number in range(10):
+        make_image(f"{number}.png", size=(10 + number, 9))
+    (make_image("cut.png").parent / "text.png").write_text("no image")
+    return write_rows(*rows())
+
+
+def rows() -> list[dict[str, Any]]:
+    named = [{"query": f"{number}", "response": "1", "images": [f"{number % 10}.png"]} for number in range(30)]
+    return [
+        *named,
+        {"query": "x", "response": "1", "images": ["text.png"]},
+        {"query": "y", "response": "1", "images": ["no.png"]},
+    ]
+
+
+def test_unchanged_input_is_recognised_and_nothing_is_looked_at(dataset: Path, validate: Validate, inspected: Counted) -> None:
+    first = validate(dataset)
+    assert inspected.since() >= 11
+    before = {path.name: path.stat() for path in first.folder.iterdir()}
+    again = validate(dataset, num_workers=0)
+    assert (again.summary.was_there, first.summary.was_there) == (True, False)
+    assert {path.name: path.stat() for path in first.folder.iterdir()} == before
+    assert inspected.since() == 0
+    assert (again.summary.digest, again.summary.num_errors) == (first.summary.digest, first.summary.num_errors)
+    assert again.summary.findings_by_kind == first.summary.findings_by_kind == {"image_missing": 1, "image_unreadable": 1}
+
+
+def test_a_changed_line_has_its_own_images_looked_at_and_no_others(
+    dataset: Path, make_image: MakeImage, write_rows: WriteRows, validate: Validate, inspected: Counted
+) -> None:
+    validate(dataset)
+    inspected.since()
+    make_image("new.png", size=(77, 9))
+    changed = rows()
+    changed[7]["images"] = ["new.png"]
+    result = validate(write_rows(*changed))
+    assert not result.summary.was_there
+    assert result.summary.num_images == 11
+    assert inspected.since() == 1
+
+
+@pytest.mark.parametrize("change", ["image", "missing image comes", "result", "settings", "image goes", "time", "dataset apart"])
+def test_whatever_decides_a_result_has_it_made_anew(
+    change: str, dataset: Path, make_image: MakeImage, write_rows: WriteRows, validate: Validate, inspected: Counted
+) -> None:
+    settings: dict[str, Any] = {}
+    if change == "dataset apart":
+        settings["apart_from"] = (str(validate(write_rows({"query": "a", "response": "b"}, name="v.jsonl"), output="v").folder),)
+    first = validate(dataset, **settings)
+    assert validate(dataset, **settings).summary.was_there
+    if change == "image":
+        make_image("3.png", "blue", size=(13, 9))
+    elif change == "missing image comes":
+        make_image("no.png")
+    elif change == "image goes":
+        (dataset.parent / "3.png").unlink()
+    elif change == "result":
+        (first.folder / "records.jsonl").write_text("")
+    elif change == "settings":
+        settings["policy"] = ("duplicate_record=quarantine",)
+    elif change == "dataset apart":
+        validate(write_rows({"query": "1", "response": "b"}, name="v.jsonl"), output="v")
+    elif change == "time":  # of an image that kept its size and its time of change
+        path = dataset.parent / "3.png"
+        status = path.stat()
+        data = bytearray(path.read_bytes())
+        data[45] ^= 255
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = validate(dataset, **settings)
+    assert not again.summary.was_there
+    assert (again.folder / "records.jsonl").stat().st_size > 0
+    if change in ("image", "missing image comes", "image goes", "time"):
+        assert again.summary.digest != first.summary.digest
+
+
+def test_a_damaged_note_of_the_inputs_has_the_result_made_anew(dataset: Path, validate: Validate) -> None:
+    first = validate(dataset)
+    (first.folder / "inputs.parquet").write_bytes(b"PAR1 nothing PAR1")
+    assert validate(dataset).summary.digest == first.summary.digest
+    (first.folder / "inputs.parquet").unlink()
+    assert not validate(dataset).summary.was_there
+
+
+def test_what_is_no_matter_for_a_result_is_a_setting_that_there_is() -> None:
+    assert set(ValidationConfig.model_fields) >= UNDECIDING
+
+
+def test_an_image_that_leads_out_of_its_root_by_now_is_refused_although_it_was_good(
+    dataset: Path, make_image: MakeImage, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    """Also where the file itself, which the link leads to now, is the very one that was looked at."""
+    root = tmp_path / "root"
+    root.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.move(dataset.parent / "3.png", root / "3.png")
+    path = root / "data.jsonl"
+    path.write_text(json.dumps({"query": "a", "response": "b", "images": ["3.png"]}) + "\n")
+    assert validate(path).summary.num_records == 1
+    shutil.move(root / "3.png", outside / "3.png")
+    (root / "3.png").symlink_to(outside / "3.png")
+    assert validate(path).findings == [(1, "path_escape", "error")]
+
+
+def test_a_memory_that_cannot_be_used_is_done_without(
+    dataset: Path, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/verdicts.sqlite").write_bytes(b"this is no database, and is long enough to be taken for one" * 20)
+    expected = validate(dataset).summary.digest
+    inspected.since()
+    assert validate(dataset, output="again").summary.digest == expected
+    assert inspected.since() >= 11
+
+
+def test_other_code_remembers_nothing(
+    dataset: Path, validate: Validate, inspected: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate(dataset)
+    inspected.since()
+    validate(dataset, output="again")
+    assert inspected.since() == 0
+    monkeypatch.setattr(verdicts, "_rules", lambda: "other rules")
+    validate(dataset, output="other")
+    assert inspected.since() >= 11
+    validate(dataset, output="header", image_depth="header")
+    assert inspected.since() >= 11
+
+
+def test_an_image_is_told_under_the_name_that_its_record_gives_it(
+    make_image: MakeImage, write_rows: WriteRows, validate: Validate, inspected: Counted
+) -> None:
+    make_image("a/tiny.png", size=(3, 3))
+    first = validate(write_rows({"query": "a", "response": "b", "images": ["a/tiny.png"]}))
+    again = validate(write_rows({"query": "a", "response": "b", "images": ["a/../a/tiny.png".replace("a/../", "")]}), output="x")
+    below = validate(
+        write_rows({"query": "a", "response": "b", "images": ["tiny.png"]}), image_root=str(first.folder.parent / "a"), output="y"
+    )
+    assert [one["message"].split(":")[0] for result in (first, again, below) for one in result.warnings] == [
+        'image "a/tiny.png"',
+        'image "a/tiny.png"',
+        'image "tiny.png"',
+    ]
