@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from yivl_core.data.configuration import ValidationSummary
+from yivl_core.data.configuration import ValidationSettings, ValidationSummary
 from yivl_core.evaluation.configuration import EvaluationSummary
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.inference.configuration import DecodingSettings, InferenceConfig
@@ -27,7 +27,7 @@ class SftConfig(TrainingConfig, Deadline):
     """Parameters of `sft`: those of the training, with datasets that need not be validated yet."""
 
     dataset: str = Field(
-        description="jsonl, json or csv file (validated first, into OUTPUT/dataset), or a folder that `yivl validate` wrote"
+        description="a dataset file of any format (validated first, into OUTPUT/dataset), or a folder that `yivl validate` wrote"
     )
     val_dataset: str | None = Field(
         default=None, description="the same, for evaluating while training; default: val_fraction of the dataset"
@@ -35,6 +35,7 @@ class SftConfig(TrainingConfig, Deadline):
     image_root: str | None = Field(
         default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
     )
+    validation: ValidationSettings = Field(default=ValidationSettings(), description="how files are validated")
 
 
 class ExportConfig(MergeConfig, Deadline):
@@ -77,7 +78,7 @@ class RetrainConfig(Deadline):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="checkpoint folder of the base model")
-    dataset: tuple[str, ...] = Field(min_length=1, description="jsonl, json or csv files to train on, read as one dataset")
+    dataset: tuple[str, ...] = Field(min_length=1, description="dataset files of any format to train on, read as one dataset")
     val_dataset: tuple[str, ...] | None = Field(
         default=None,
         min_length=1,
@@ -86,6 +87,7 @@ class RetrainConfig(Deadline):
     image_root: str | None = Field(
         default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
     )
+    validation: ValidationSettings = Field(default=ValidationSettings(), description="how files are validated")
     output: str = Field(description="folder of all runs; a stage that was done before with the same content is found in it")
     training: TrainingSettings = Field(default=TrainingSettings(), description="how to train")
     decoding: DecodingSettings = Field(default=DecodingSettings(), description="how to answer the validation records")

@@ -16,8 +16,8 @@ from yivl_core.training.configuration import TrainingConfig, TrainingSummary
 @flow(name="sft")
 def sft(config: SftConfig) -> TrainingSummary:
     """Train a LoRA adapter, or the model's own weights; datasets that are files are validated first."""
-    dataset = _validated(config, config.dataset, "dataset")
     val_dataset = _validated(config, config.val_dataset, "val_dataset") if config.val_dataset else None
+    dataset = _validated(config, config.dataset, "dataset", apart_from=(val_dataset,) if val_dataset else ())
     return training.train(narrow(config, TrainingConfig, dataset=dataset, val_dataset=val_dataset), config.deadline_s)
 
 
@@ -27,8 +27,17 @@ def export(config: ExportConfig) -> MergeSummary:
     return merging.merge(narrow(config, MergeConfig), config.deadline_s)
 
 
-def _validated(config: SftConfig, dataset: str, name: str) -> str:
+def _validated(config: SftConfig, dataset: str, name: str, apart_from: tuple[str, ...] = ()) -> str:
     if is_validated_dataset(dataset):
         return dataset
-    settings = ValidationConfig(dataset=(dataset,), image_root=config.image_root, output=join(config.output, name))
+    settings = narrow(
+        config.validation,
+        ValidationConfig,
+        dataset=(dataset,),
+        image_root=config.image_root,
+        output=join(config.output, name),
+        model=config.model,
+        max_length=config.max_length,
+        apart_from=apart_from,
+    )
     return validate_to_go_on(settings).output

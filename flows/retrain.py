@@ -31,7 +31,7 @@ from tasks.evaluation import compare, evaluate
 from tasks.inference import infer_once, inference_key
 from tasks.merging import merge, merge_key
 from tasks.training import train, training_key
-from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.data.configuration import UNDECIDING, ValidationConfig, ValidationSummary
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import ComparisonConfig, EvaluationConfig, EvaluationSummary
@@ -53,8 +53,8 @@ def retrain(config: RetrainConfig) -> RetrainSummary:
 
 def run_retrain(config: RetrainConfig) -> RetrainSummary:
     """The steps of `retrain`, for flows that prepare its parameters."""
-    validation = _validate(config, config.dataset)
     val_validation = _validate(config, config.val_dataset) if config.val_dataset else None
+    validation = _validate(config, config.dataset, apart_from=(val_validation.output,) if val_validation else ())
     training = _train(config, validation, val_validation)
     model = _trained_model(config, training)
     records = val_validation.output if val_validation else training.val_dataset
@@ -100,11 +100,21 @@ def _run(stage: Callable[[], Summary], folder: str) -> Summary:
         return stage()
 
 
-def _validate(config: RetrainConfig, dataset: tuple[str, ...]) -> ValidationSummary:
+def _validate(config: RetrainConfig, dataset: tuple[str, ...], apart_from: tuple[str, ...] = ()) -> ValidationSummary:
     """Validate into a folder named by where the data lies: what it holds is known only afterwards."""
-    place = digest_json([list(dataset), config.image_root])
+    deciding = config.validation.model_dump(mode="json", exclude=set(UNDECIDING))
+    place = digest_json([list(dataset), config.image_root, deciding, list(apart_from)])
     output = _folder(config, "datasets", place)
-    settings = ValidationConfig(dataset=dataset, image_root=config.image_root, output=output)
+    settings = narrow(
+        config.validation,
+        ValidationConfig,
+        dataset=dataset,
+        image_root=config.image_root,
+        output=output,
+        model=config.model,
+        max_length=config.training.max_length,
+        apart_from=apart_from,
+    )
     return _run(lambda: validate_to_go_on(settings), output)
 
 

@@ -1,6 +1,6 @@
 """What artifacts show: no more than a person reads, and far below what a server's database should hold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from yivl_core.outputs.predictions import Prediction
@@ -31,6 +31,23 @@ def prediction_rows(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
         }
         for prediction in predictions
     ]
+
+
+def finding_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a validation found (its `report.json`) as rows of a table artifact: a row for each kind, with the first example."""
+    rows = [
+        {
+            "kind": entry["kind"],
+            "severity": entry["severity"],
+            "count": entry["count"],
+            "first at": entry["examples"][0]["source"],
+            "what": _cell(entry["examples"][0]["message"]),
+            "remedy": _cell(entry["examples"][0]["remedy"]),
+        }
+        for entry in report["findings"]
+    ]
+    numbers = f"{report['num_records']:,} of {report['num_lines']:,} records can be used"
+    return [*rows, {"kind": "(all)", "severity": "", "count": report["num_lines"], "first at": "", "what": numbers, "remedy": ""}]
 
 
 def _cell(text: str | None) -> str:

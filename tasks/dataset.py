@@ -1,9 +1,11 @@
 """The task around `validate_dataset`."""
 
-from prefect import task
-from prefect.artifacts import create_markdown_artifact
+import json
 
-from tasks.artifacts import shortened
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from tasks.artifacts import finding_rows, shortened
 from tasks.caching import CORE_TASK
 from tasks.relay import ProgressRelay
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
@@ -16,5 +18,7 @@ def validate(config: ValidationConfig) -> ValidationSummary:
     """Validate a dataset. Not cached: only looking at every image shows whether the content is still the same."""
     summary = validate_dataset(config, ProgressRelay("validate"))
     report = join(summary.output, "report.md")
+    table = finding_rows(json.loads(read_bytes(join(summary.output, "report.json"))))
+    create_table_artifact(table, key="validation-findings", description=f"What was found in {', '.join(config.dataset)}")
     create_markdown_artifact(shortened(read_bytes(report).decode(), report), key="validation-report", description=summary.output)
     return summary

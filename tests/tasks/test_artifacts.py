@@ -1,4 +1,4 @@
-from tasks.artifacts import MAX_BYTES, MAX_CELL_CHARACTERS, prediction_rows, shortened
+from tasks.artifacts import MAX_BYTES, MAX_CELL_CHARACTERS, finding_rows, prediction_rows, shortened
 from yivl_core.outputs.predictions import Prediction
 
 
@@ -44,3 +44,18 @@ def test_failed_and_long_predictions_fit_too():
     (row,) = prediction_rows([failed])
     assert row["answer"] == ""
     assert row["error"] == "x" * (MAX_CELL_CHARACTERS - 1) + "…"
+
+
+def test_a_kind_of_finding_is_a_row_with_its_first_example():
+    example = {"source": "rows.jsonl:3", "message": "m" * 1000, "remedy": "mend it"}
+    findings = [{"kind": "tiny", "severity": "warning", "count": 7, "examples": [example, {**example, "source": "rows.jsonl:9"}]}]
+    tiny, last = finding_rows({"findings": findings, "num_records": 1200, "num_lines": 1300})
+    assert tiny == {
+        "kind": "tiny",
+        "severity": "warning",
+        "count": 7,
+        "first at": "rows.jsonl:3",
+        "what": "m" * (MAX_CELL_CHARACTERS - 1) + "…",
+        "remedy": "mend it",
+    }
+    assert (last["count"], last["what"]) == (1300, "1,200 of 1,300 records can be used")

@@ -17,21 +17,11 @@ MAX_PIXELS_LIMIT = 178_956_970
 UNDECIDING = frozenset({"output", "num_workers", "cache", "fetch", "offline", "refresh_urls", "max_worker_bytes"})
 
 
-class ValidationConfig(BaseModel):
-    """Settings of `validate_dataset`."""
+class ValidationSettings(BaseModel):
+    """How a dataset is validated, whatever it is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    dataset: tuple[str, ...] = Field(
-        min_length=1,
-        description="jsonl, json, csv or parquet files, patterns or URLs of such files, read in this order as one dataset; "
-        "NAME#500 takes 500 rows of one",
-    )
-    output: str = Field(description="folder to write the validated dataset to")
-    image_root: str | None = Field(
-        default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
-    )
-    purpose: Purpose = Field(default="training", description="training needs a response in each record")
     columns: tuple[str, ...] = Field(
         default=(),
         description="the dataset's own names of columns, as FIELD=COLUMN, such as query=question or images=meta.picture",
@@ -60,15 +50,6 @@ class ValidationConfig(BaseModel):
         description="what is done about a kind of finding, as KIND=stop, KIND=quarantine or KIND=warn; "
         "default: errors are quarantined, warnings told",
     )
-    apart_from: tuple[str, ...] = Field(
-        default=(), description="validated datasets with which no question and no image may be shared: what is held out for tests"
-    )
-    model: str | None = Field(
-        default=None, description="folder of a checkpoint with whose tokenizer the length of each record is counted"
-    )
-    max_length: int | None = Field(
-        default=None, ge=1, description="most tokens of a record, images included; default: any number; needs a model"
-    )
     allow_url: tuple[str, ...] = Field(
         default=(),
         description="what may be fetched: https:// (any public host), https://HOST, http://HOST:PORT (also a private one), "
@@ -95,6 +76,30 @@ class ValidationConfig(BaseModel):
         ge=0,
         le=1024,
         description="processes that check the rows of a large dataset, images included; 0: only this one; default: one a core",
+    )
+
+
+class ValidationConfig(ValidationSettings):
+    """Settings of `validate_dataset`."""
+
+    dataset: tuple[str, ...] = Field(
+        min_length=1,
+        description="jsonl, json, csv or parquet files, patterns or URLs of such files, read in this order as one dataset; "
+        "NAME#500 takes 500 rows of one",
+    )
+    output: str = Field(description="folder to write the validated dataset to")
+    image_root: str | None = Field(
+        default=None, description="folder that image paths are relative to and may not leave; default: each file's own folder"
+    )
+    purpose: Purpose = Field(default="training", description="training needs a response in each record")
+    apart_from: tuple[str, ...] = Field(
+        default=(), description="validated datasets with which no question and no image may be shared: what is held out for tests"
+    )
+    model: str | None = Field(
+        default=None, description="folder of a checkpoint with whose tokenizer the length of each record is counted"
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="most tokens of a record, images included; default: the positions of the model"
     )
 
 

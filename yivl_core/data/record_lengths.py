@@ -87,13 +87,13 @@ class RecordLengths:
             long=int(np.searchsorted(ranks, -(-num * 95 // 100))),
             longest=longest,
             longest_number=longest_number,
-            bins=_bins(counts),
+            bins=_bins(counts, int(present[0])),
         )
 
 
-def _bins(counts: npt.NDArray[np.int64]) -> tuple[tuple[int, int, int], ...]:
-    width = _round_up(max(1, -(-len(counts) // _NUM_BINS)))
-    starts = np.arange(0, len(counts), width)
+def _bins(counts: npt.NDArray[np.int64], shortest: int) -> tuple[tuple[int, int, int], ...]:
+    width = _round_up(max(1, -(-(len(counts) - shortest) // (_NUM_BINS - 1))))
+    starts = np.arange(shortest // width * width, len(counts), width)
     numbers = np.add.reduceat(counts, starts)
     return tuple((int(start), int(start) + width - 1, int(number)) for start, number in zip(starts, numbers, strict=True))
 

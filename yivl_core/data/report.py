@@ -58,6 +58,7 @@ def build_report(
     writer: DatasetWriter,
     across: AcrossRows,
     sample: Sequence[tuple[ImageInfo, str]],
+    max_length: int | None,
 ) -> dict[str, Any]:
     """`report.json`. The same files and settings give the same report.
 
@@ -68,6 +69,7 @@ def build_report(
         writer: has written the records.
         across: what shows between them.
         sample: the images on the sheet, each with the place of a record that shows it.
+        max_length: most tokens of a record.
     """
     return {
         "format": FORMAT,
@@ -79,6 +81,7 @@ def build_report(
         "num_quarantined": writer.num_quarantined,
         "num_images": across.num_images,
         "tokens": _lengths(across.num_tokens(), writer, across),
+        "max_length": max_length,
         "answers": _answers(writer, across),
         "image_sizes": across.image_sizes(),
         "most_used_images": [{"uri": uri, "count": count} for uri, count in across.most_used_images()],
@@ -186,7 +189,7 @@ def _length_lines(report: dict[str, Any]) -> list[str]:
     tokens = report["tokens"]
     if tokens is None:
         return []
-    max_length = report["settings"]["max_length"]
+    max_length = report["max_length"]
     limit = "" if max_length is None else f" {max_length:,} may be read."
     return [
         "## Lengths in tokens, images included",
@@ -194,7 +197,7 @@ def _length_lines(report: dict[str, Any]) -> list[str]:
         f"{tokens['total']:,} in all; the median is {tokens['median']:,}, 95 % have at most {tokens['95%']:,}, the longest "
         f"{tokens['longest']:,} ({_cell(tokens['longest_at'])}).{limit}",
         "",
-        *_histogram(tokens["histogram"]),
+        *_histogram(tokens["histogram"], max_length),
     ]
 
 
@@ -244,12 +247,12 @@ def _image_lines(report: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _histogram(bins: list[dict[str, int]]) -> list[str]:
+def _histogram(bins: list[dict[str, int]], limit: int | None = None) -> list[str]:
     largest = max(entry["count"] for entry in bins)
     width = len(f"{bins[-1]['to']:,}")
     rows = [
         f"{entry['from']:>{width},} - {entry['to']:>{width},}  {'█' * -(-_BAR_CHARS * entry['count'] // largest):{_BAR_CHARS}}  "
-        f"{entry['count']:,}"
+        f"{entry['count']:,}{'  <- max_length' if limit is not None and entry['from'] <= limit <= entry['to'] else ''}"
         for entry in bins
     ]
     return ["```text", *rows, "```", ""]

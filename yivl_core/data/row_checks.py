@@ -80,7 +80,7 @@ class CheckSettings:
         wants_questions: whether `CheckedBlock.questions` is needed.
         model: folder of a checkpoint with whose tokenizer records are counted; None: they are not.
         with_response: whether the response counts.
-        max_length: most tokens of a record; None: any number.
+        max_length: most tokens of a record; None: as many as the model reads.
     """
 
     max_pixels: int = 64_000_000
@@ -157,7 +157,9 @@ class RowChecker:
         images: looks at the images.
 
     Attributes:
-        settings, images: as they were given.
+        settings: as they were given.
+        images: likewise.
+        max_length: most tokens of a record; None: any number.
 
     Raises:
         CheckpointError: the settings name a model whose tokenizer cannot be read.
@@ -167,9 +169,11 @@ class RowChecker:
         self.settings = settings
         self.images = images
         self._policies = Policies.of(settings.policy)
+        self.max_length = settings.max_length
         self._count_tokens = None
         if settings.model is not None:
             self._count_tokens = open_token_counter(settings.model, with_response=settings.with_response)
+            self.max_length = min(settings.max_length or self._count_tokens.max_positions, self._count_tokens.max_positions)
 
     def check(self, block: RowBlock) -> CheckedBlock:
         """What there is to say about the rows of a block.
@@ -191,12 +195,12 @@ class RowChecker:
 
     def is_too_long(self, num_tokens: int) -> bool:
         """Whether a record has more tokens than it may."""
-        return self.settings.max_length is not None and num_tokens > self.settings.max_length
+        return self.max_length is not None and num_tokens > self.max_length
 
     def judged(self, findings: tuple[Finding, ...], num_tokens: int = 0) -> tuple[Finding, ...]:
         """Findings, and what there is to say about a length, each as severe as the user takes it."""
         if self.is_too_long(num_tokens):
-            message = f"the record has {num_tokens:,} tokens, images included, {self.settings.max_length:,} may be read"
+            message = f"the record has {num_tokens:,} tokens, images included, {self.max_length:,} may be read"
             remedy = "shorten it, leave out rounds or images, or raise max_length as far as the model goes"
             findings = (*findings, warning("too_long", message, remedy))
         return self._policies.apply(findings)

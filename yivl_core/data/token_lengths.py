@@ -9,7 +9,13 @@ _COUNTER = ("yivl_core.processing.token_counts", "TokenCounter")
 
 
 class CountTokens(Protocol):
-    """Length of a record as `record_to_json` gives it, with a sha256 or an address for each image."""
+    """Counts the tokens of a record as `record_to_json` gives it, with a sha256 or an address for each image.
+
+    Attributes:
+        max_positions: most tokens that the model reads.
+    """
+
+    max_positions: int
 
     def __call__(self, content: Mapping[str, Any]) -> int:
         """Tokens, those of images included."""

@@ -91,7 +91,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
             if sample:
                 write_sheet(folder / SHEET_NAME, [info for info, _ in sample], config.max_pixels)
             formats = {file.reader.file: file.row_format for file in files}
-            report = build_report(config, formats, tally, writer, across, sample)
+            report = build_report(config, formats, tally, writer, across, sample, checker.max_length)
             writer.close()
             _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             _write(folder / READABLE_REPORT_NAME, render_report(report))

@@ -29,9 +29,14 @@ class TokenCounter:
         tokenizer: text -> ids.
         num_image_tokens: slots that an image takes.
         with_response: whether the response counts, as in training.
+        max_positions: most tokens that the model reads.
+
+    Attributes:
+        max_positions: as it was given.
     """
 
-    def __init__(self, tokenizer: Tokenizer, num_image_tokens: int, *, with_response: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_image_tokens: int, max_positions: int, *, with_response: bool) -> None:
+        self.max_positions = max_positions
         self._tokenizer = tokenizer
         self._num_image_tokens = num_image_tokens
         self._with_response = with_response
@@ -49,7 +54,8 @@ class TokenCounter:
             CheckpointError: a file of it is missing or malformed.
         """
         files = open_checkpoint(folder)
-        return cls(Tokenizer.from_folder(files.folder), files.num_image_tokens, with_response=with_response)
+        tokenizer = Tokenizer.from_folder(files.folder)
+        return cls(tokenizer, files.num_image_tokens, files.max_positions, with_response=with_response)
 
     def __call__(self, content: Mapping[str, Any]) -> int:
         """As many tokens as `Processor.count_tokens` gives, images included.

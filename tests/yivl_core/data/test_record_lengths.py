@@ -39,8 +39,11 @@ def test_a_distribution_is_that_of_the_sorted_list(blocks: list[list[int]], left
     assert len(found.bins) <= 20
 
 
-@pytest.mark.parametrize(("longest", "width"), [(19, 1), (20, 2), (80, 5), (4095, 500), (100_000, 10_000)])
-def test_bins_have_round_widths(longest: int, width: int) -> None:
-    found = distribution([[longest]], set())
+@pytest.mark.parametrize(
+    ("shortest", "longest", "width"), [(0, 18, 1), (0, 19, 2), (0, 80, 5), (10, 4095, 500), (3, 100_000, 10_000), (1030, 1048, 1)]
+)
+def test_bins_have_round_widths_and_begin_at_the_shortest(shortest: int, longest: int, width: int) -> None:
+    found = distribution([[longest, shortest]], set())
     assert found is not None
     assert {end - start + 1 for start, end, _ in found.bins} == {width}
+    assert found.bins[0][0] == shortest // width * width
