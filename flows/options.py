@@ -48,7 +48,7 @@ class Spelling:
 
 def add_options(parser: argparse.ArgumentParser, config: type[BaseModel], spelling: Spelling) -> None:
     """Give the parser an option for each field; one that was not given is absent from the result."""
-    _add_fields(parser, config, spelling, prefix="")
+    _add_fields(parser, parser, config, spelling, prefix="")
 
 
 def usage(config: type[BaseModel], spelling: Spelling) -> list[str]:
@@ -81,15 +81,17 @@ def read_options(arguments: argparse.Namespace, config: type[Config], spelling: 
         raise ConfigurationError(_with_option_names(message, set(_places(config)), spelling)) from error
 
 
-def _add_fields(parser: argparse._ActionsContainer, config: type[BaseModel], spelling: Spelling, prefix: str) -> None:
+def _add_fields(
+    parser: argparse.ArgumentParser, group: argparse._ActionsContainer, config: type[BaseModel], spelling: Spelling, prefix: str
+) -> None:
     required_first = sorted(config.model_fields.items(), key=lambda field: not field[1].is_required())
     for name, info in required_first:
         place, annotation = prefix + name, _without_none(info.annotation)
         if _is_model(annotation):
-            group = parser.add_argument_group(f"{name}: {info.description}")
-            _add_fields(group, annotation, spelling, prefix=f"{place}.")
+            own_group = parser.add_argument_group(f"{place}: {info.description}")
+            _add_fields(parser, own_group, annotation, spelling, prefix=f"{place}.")
         else:
-            _add_option(parser, spelling.option(place), place, info, annotation)
+            _add_option(group, spelling.option(place), place, info, annotation)
 
 
 def _add_option(parser: argparse._ActionsContainer, option: str, place: str, info: FieldInfo, annotation: Any) -> None:

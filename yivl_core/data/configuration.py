@@ -68,7 +68,7 @@ class ValidationSettings(BaseModel):
     )
     max_worker_bytes: int = Field(
         default=2_000_000_000,
-        ge=500_000_000,
+        ge=200_000_000,
         description="memory that a process which checks rows may take; an image that needs more is an error",
     )
     num_workers: int | None = Field(

@@ -307,3 +307,30 @@ def test_a_worker_ends_with_its_stdin_also_while_it_is_still_loading() -> None:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_an_image_that_takes_more_memory_than_a_process_may_is_a_finding(
+    make_image: Callable[..., Path],
+    write_rows: Callable[..., Path],
+    early_workers: list[subprocess.Popen[bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file of 60 kB that holds 60 million pixels, of four bytes each."""
+    monkeypatch.setattr(row_workers, "_NUM_ROWS_FOR_WORKERS", 1)
+    make_image("small.png")
+    Image.new("RGBA", (12_000, 5000)).save(tmp_path / "large.png", compress_level=9)
+    rows = [{**GOOD, "images": [name]} for name in ("small.png", "large.png", "small.png")]
+    path = write_rows(*rows)
+
+    def validated(name: str, max_worker_bytes: int) -> dict[str, Any]:
+        settings = {"output": str(tmp_path / name), "cache": str(tmp_path / f"cache-{name}"), "num_workers": 1}
+        validate_dataset(ValidationConfig(dataset=(str(path),), max_worker_bytes=max_worker_bytes, **settings))
+        report: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+        return report
+
+    assert validated("wide", 2_000_000_000)["num_records"] == 3
+    narrow = validated("narrow", 250_000_000)
+    assert narrow["num_records"] == 2
+    assert narrow["unreadable_images"] == {"out_of_memory": 1}
+    assert early_workers
