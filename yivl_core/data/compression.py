@@ -6,6 +6,7 @@ frames, as `cat` or parallel compressors make them, are read to their end. Howev
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +28,18 @@ _NAMES = {".gz": "gzip", ".zst": "zstd"}
 
 def data_suffix(url: str) -> str:
     """What the name of a file says of its content, in lower case: `.jsonl` for `x.jsonl` and for `x.jsonl.gz`."""
-    path = PurePosixPath(url)
+    path = _path(url)
     return PurePosixPath(path.stem if path.suffix.lower() in COMPRESSED_SUFFIXES else path.name).suffix.lower()
 
 
 def is_compressed(url: str) -> bool:
     """Whether a file is compressed, by its name."""
-    return PurePosixPath(url).suffix.lower() in COMPRESSED_SUFFIXES
+    return _path(url).suffix.lower() in COMPRESSED_SUFFIXES
+
+
+def _path(url: str) -> PurePosixPath:
+    """Without the query that a web server is asked with; elsewhere `?` is a part of a name."""
+    return PurePosixPath(re.split("[?#]", url, maxsplit=1)[0] if url.startswith(("http://", "https://")) else url)
 
 
 @contextmanager
@@ -51,7 +57,7 @@ def open_uncompressed(file: IO[bytes], url: str) -> Iterator[io.BufferedReader]:
             damaged or cut off.
     """
     with io.BufferedReader(cast(Any, file), _BUFFER_BYTES) as buffered:
-        suffix = PurePosixPath(url).suffix.lower()
+        suffix = _path(url).suffix.lower()
         head = buffered.peek(4)[:4]
         if suffix not in COMPRESSED_SUFFIXES or not head:
             yield buffered

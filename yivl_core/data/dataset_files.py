@@ -61,9 +61,10 @@ def is_dataset_name(name: str) -> bool:
 
 
 def _parts(name: str) -> list[DatasetPart]:
-    if found := _find(name):
-        return [DatasetPart(url=url) for url in found]
     counted = _COUNTED.fullmatch(name)
+    is_asked = counted is not None and name.startswith(("http://", "https://"))  # a web server is never told what follows a `#`
+    if not is_asked and (found := _find(name)):
+        return [DatasetPart(url=url) for url in found]
     if counted is None or not (found := _find(counted.group(1))):
         raise ConfigurationError(_nothing_there(name if counted is None else counted.group(1)))
     num_rows = int(counted.group(2))

@@ -24,6 +24,7 @@ from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import error
 from yivl_core.data.raw_row import RawRow
 from yivl_core.errors import DatasetError
+from yivl_core.object_stores import without_secrets
 from yivl_core.storage import open_binary
 
 _ROWS_AT_A_TIME = 16
@@ -83,7 +84,8 @@ def split_parquet_rows(
         image_columns = [theirs for ours, theirs in (mapping.columns if mapping else ()) if ours == "images"] or _IMAGE_COLUMNS
         if needs_images and not set(image_columns) & set(names):
             raise DatasetError(
-                f"{url} has no column `images` or `image`; it has {', '.join(names)}: rename the one that is meant"
+                f"{without_secrets(url)} has no column `images` or `image`; it has {', '.join(names)}: "
+                "rename the one that is meant"
             )
         yield from _rows(parquet, PurePosixPath(url).name, first, image_columns)
 
@@ -96,7 +98,7 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowException, ValueError, OSError) as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise  # the disk or the network, not the content
-            raise DatasetError(f"{url} is damaged, or no parquet file ({cause}); write it again") from cause
+            raise DatasetError(f"{without_secrets(url)} is damaged, or no parquet file ({cause}); write it again") from cause
 
 
 def _rows(parquet: pq.ParquetFile, name: str, first: int, image_columns: Sequence[str]) -> Iterator[RawRow]:

@@ -26,6 +26,7 @@ from yivl_core.data.parquet_rows import parquet_columns, split_parquet_rows
 from yivl_core.data.raw_row import Lines, RawRow, about_file, parse_raw_row
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.object_stores import without_secrets
 from yivl_core.storage import open_binary
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -82,8 +83,8 @@ def split_raw_rows(url: str, max_line_bytes: int, options: RowOptions | None = N
     suffix = data_suffix(url)
     if suffix not in SUFFIXES or (suffix == ".parquet" and is_compressed(url)):
         raise ConfigurationError(
-            f"{url}: a dataset file has to end in {', '.join(SUFFIXES)}, or in .gz or .zst behind the first three; "
-            "rename or convert it"
+            f"{without_secrets(url)}: a dataset file has to end in {', '.join(SUFFIXES)}, or in .gz or .zst behind the first "
+            "three; rename or convert it"
         )
     if suffix == ".parquet":
         return split_parquet_rows(url, first, mapping=options.mapping)

@@ -28,6 +28,7 @@ from yivl_core.data.raw_rows import RowOptions, first_names, split_raw_rows
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.object_stores import without_secrets
 from yivl_core.storage import is_file, is_local, parent
 
 __all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
@@ -124,7 +125,7 @@ class RowReader:
             names = ()
         root = None if image_root is None else open_root(image_root)
         return cls(
-            file=readable(url),
+            file=public_url(readable(url)) if "://" in url else readable(url),
             folder=to_folder(parent(url)),
             image_root=root,
             purpose=purpose,
@@ -243,7 +244,7 @@ def _check_file(url: str) -> None:
     if is_local(url) and Path(url).is_dir():
         raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json, csv or parquet file in it")
     if not is_file(url):
-        raise ConfigurationError(f"{url}: there is no such file; check the path")
+        raise ConfigurationError(f"{without_secrets(url)}: there is no such file; check the path")
 
 
 def _reference(address: str, root: Folder, data: bytes | None) -> ImageReference:

@@ -9,6 +9,7 @@ from yivl_core.data.across_rows import AcrossRows
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig
 from yivl_core.data.dataset import FORMAT, FORMAT_VERSION, QUARANTINE_NAME, SHEET_NAME, WARNINGS_NAME
 from yivl_core.data.findings import KINDS, Finding, Severity, Source, shown
+from yivl_core.data.public_urls import redact_urls
 from yivl_core.data.record_lengths import Distribution
 from yivl_core.data.references import ImageInfo
 from yivl_core.data.writing import DatasetWriter
@@ -89,7 +90,7 @@ def build_report(
             {"uri": info.uri, "width": info.width, "height": info.height, "mode": info.mode, "at": place}
             for info, place in sample
         ],
-        "settings": config.model_dump(mode="json", exclude=set(UNDECIDING)),
+        "settings": _without_secrets(config.model_dump(mode="json", exclude=set(UNDECIDING))),
         "files": [
             {"file": file, "format": name, "num_lines": tally.num_lines[file], "num_quarantined": tally.num_rejected[file]}
             for file, name in formats.items()
@@ -100,6 +101,15 @@ def build_report(
             for (severity, kind), count in sorted(tally.counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
         ],
     }
+
+
+def _without_secrets(value: Any) -> Any:
+    """Settings in which no address shows what is secret of it."""
+    if isinstance(value, str):
+        return redact_urls(value)
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return {name: _without_secrets(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _lengths(lengths: Distribution | None, writer: DatasetWriter, across: AcrossRows) -> dict[str, Any] | None:

@@ -54,7 +54,8 @@ class Verdicts:
         with suppress(sqlite3.Error, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
-            self._database.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; {_TABLE}")
+            # Not a write-ahead log, which processes on several machines could not share.
+            self._database.executescript(f"PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL; {_TABLE}")
 
     def verdict(self, path: str, uri: str, state: str, look: Callable[[], Verdict]) -> Verdict:
         """What was found out about a file, or is now by looking at it.

@@ -1,6 +1,7 @@
 """Datasets whose images lie elsewhere, through a whole validation."""
 
 import base64
+import gzip
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.data.images import ImageStore
+from yivl_core.data.validation import validate_dataset
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -177,3 +180,22 @@ def test_a_validation_that_is_killed_while_it_fetches_goes_on_where_it_was(
     assert len(web.requests) - 300 <= 4  # those that were under way when it was killed
     undisturbed = validate(path, allow_url=(web.url,), cache=str(tmp_path / "other"), output="undisturbed")
     assert undisturbed.summary.digest == result.summary.digest
+
+
+def test_a_dataset_itself_may_lie_anywhere(
+    web: Any, make_png: Callable[[int], bytes], validate: Validate, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    lines = "".join(json.dumps(row(number, f"{number}.png")) + "\n" for number in range(5)).encode()
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(make_png(number))
+        web.image(number)
+    local = validate(write_rows(*(row(number, f"{number}.png") for number in range(5))))
+    url = web.serve("/rows.jsonl.gz", gzip.compress(lines)) + f"?token={SECRET}"
+    settings = ValidationConfig(dataset=(url,), output=str(tmp_path / "remote"), cache=str(tmp_path / "cache"))
+    summary = validate_dataset(settings)
+    assert summary.digest == local.summary.digest
+    few = validate_dataset(settings.model_copy(update={"dataset": (f"{url}#2",), "output": str(tmp_path / "few")}))
+    assert few.num_records == 2
+    for path in [*(tmp_path / "remote").iterdir(), *(tmp_path / "few").iterdir()]:
+        assert SECRET.encode() not in path.read_bytes(), path
+    assert f"{web.url}/rows.jsonl.gz?token=...:1" in (tmp_path / "remote/report.json").read_text()
