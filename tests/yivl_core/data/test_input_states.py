@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,3 +191,34 @@ def test_an_image_is_told_under_the_name_that_its_record_gives_it(
         'image "a/tiny.png"',
         'image "tiny.png"',
     ]
+
+
+@pytest.mark.slow
+def test_a_validation_that_was_killed_goes_on_with_what_it_had_found_out(
+    make_image: MakeImage, write_rows: WriteRows, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    """Its children do, too, since they end with it."""
+    num_images = 1500
+    for number in range(num_images):
+        make_image(f"{number}.png", size=(8 + number % 50, 8 + number // 50))
+    path = write_rows(*({"query": f"{number}", "response": "1", "images": [f"{number}.png"]} for number in range(num_images)))
+    settings = {"dataset": [str(path)], "output": str(tmp_path / "validated"), "num_workers": 2}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    code = "from yivl_core.data import row_workers; row_workers._NUM_IMAGES_FOR_WORKERS = 100\n"
+    code += "import sys; from yivl_core.__main__ import main; sys.argv[1:] = ['validate', sys.argv[1]]; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(tmp_path / "settings.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["done"] >= 700:
+                break
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "validated").exists()
+    result = validate(path, num_workers=0)
+    assert 0 < inspected.since() <= num_images - 600
+    assert result.summary.num_records == num_images
+    assert not list(tmp_path.glob(".validated.*"))
+    undisturbed = validate(path, num_workers=0, cache=str(tmp_path / "other"), output="undisturbed")
+    assert undisturbed.summary.digest == result.summary.digest
+    assert inspected.since() >= num_images
