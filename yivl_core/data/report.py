@@ -240,7 +240,7 @@ def _image_lines(report: dict[str, Any]) -> list[str]:
     lines = [
         "## Images",
         "",
-        f"{report['num_images']:,} different ones, {sizes['num_bytes'] / 1e6:,.1f} MB; the smallest has {smallest} pixels, "
+        f"{report['num_images']:,} different ones, {_size_text(sizes['num_bytes'])}; the smallest has {smallest} pixels, "
         f"the largest {largest}.",
         "",
         f"![{len(sample)} of the images, numbered]({SHEET_NAME})",
@@ -255,6 +255,11 @@ def _image_lines(report: dict[str, Any]) -> list[str]:
         lines += ["", "| the most used images | times |", "|---|---:|"]
         lines += [f"| {_cell(entry['uri'])} | {entry['count']:,} |" for entry in report["most_used_images"]]
     return [*lines, ""]
+
+
+def _size_text(num_bytes: int) -> str:
+    unit, divisor = ("kB", 1e3) if num_bytes < 1e6 else ("MB", 1e6) if num_bytes < 1e9 else ("GB", 1e9)
+    return f"{num_bytes / divisor:,.1f} {unit}"
 
 
 def _histogram(bins: list[dict[str, int]], limit: int | None = None) -> list[str]:
