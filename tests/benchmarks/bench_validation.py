@@ -74,8 +74,10 @@ def _validate(dataset: Path, output: Path, **settings: Any) -> int:
     from yivl_core.data.configuration import ValidationConfig
     from yivl_core.data.validation import validate_dataset
 
-    summary = validate_dataset(ValidationConfig(dataset=(str(dataset),), output=str(output), **settings))
+    cache = str(output.with_name("verdicts"))
+    summary = validate_dataset(ValidationConfig(dataset=(str(dataset),), output=str(output), cache=cache, **settings))
     assert summary.num_records == summary.num_lines
+    assert not summary.was_there
     return summary.num_lines
 
 
