@@ -46,6 +46,10 @@ class SharedFolder:
         """
         return f"{self._folder(kind, name)}/{name}"
 
+    def unfinished_place(self, name: str) -> str:
+        """Where a file of this name is while it is written."""
+        return f"{self._folder(UNFINISHED)}/{name}"
+
     def open(self, place: str) -> BufferedReader:
         """A file opened for reading.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from yivl_core.ahead import work_ahead
 from yivl_core.data.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, HostUsage, PruneConfig
-from yivl_core.data.cache_files import UNFINISHED, SharedFolder, lock_file
+from yivl_core.data.cache_files import SharedFolder, lock_file
 from yivl_core.data.image_cache import BLOBS, URLS, digest_of, read_entry
 from yivl_core.errors import ConfigurationError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
@@ -85,8 +85,8 @@ def verify_cache(config: CacheConfig, on_progress: OnProgress = ignore_progress)
         num_images=num_images,
         num_bytes=num_bytes,
         num_damaged=num_damaged,
-        num_urls_lost=_remove_lost_urls(files, on_progress),
         num_left_over=_remove_left_over(files),
+        num_urls_lost=_remove_lost_urls(files, on_progress),
     )
 
 
@@ -117,8 +117,8 @@ def prune_cache(config: PruneConfig, on_progress: OnProgress = ignore_progress) 
         num_kept=num_kept,
         bytes_kept=bytes_kept,
         num_in_use=num_in_use,
-        num_urls_removed=_remove_lost_urls(files, on_progress),
         num_left_over=_remove_left_over(files),
+        num_urls_removed=_remove_lost_urls(files, on_progress),
     )
 
 
@@ -158,7 +158,7 @@ def _files(files: SharedFolder, kind: str) -> Iterator[tuple[str, os.stat_result
 
 
 def _unfinished(files: SharedFolder) -> Iterator[os.DirEntry[str]]:
-    yield from _entries(f"{files.path}/{UNFINISHED}")
+    yield from _entries(files.unfinished_place(""))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -190,7 +190,10 @@ def _remove_lost_urls(files: SharedFolder, on_progress: OnProgress) -> int:
     num_lost = 0
     for place, status in _counted("urls", _files(files, URLS), on_progress):
         entry = read_entry(files, place)
-        if entry is None or not os.path.lexists(files.place(BLOBS, entry.sha256)):
+        is_lost = entry is None or not os.path.lexists(files.place(BLOBS, entry.sha256))
+        if is_lost and not os.path.lexists(
+            files.unfinished_place(place.rpartition("/")[2])
+        ):  # whose content may be about to come
             num_lost += _remove_unless(place, partial(_is_another, status))
     return num_lost
 
