@@ -140,8 +140,9 @@ class ImageCache:
     def publish(self, file: UnfinishedFile) -> CachedImage:
         """A file that was written as a blob. One of this content that is there, and whole, stays."""
         sha256 = file.sha256
-        path = self.find_content(sha256) or Path(file.move(BLOBS, sha256))
-        return CachedImage(path=path, sha256=sha256, num_bytes=file.num_bytes, url=None)
+        is_there = os.path.lexists(self.files.place(BLOBS, sha256))
+        path = self.find_content(sha256) if is_there else None
+        return CachedImage(path=path or Path(file.move(BLOBS, sha256)), sha256=sha256, num_bytes=file.num_bytes, url=None)
 
     def claim(self, url: str) -> "UrlClaim | None":
         """The sole right to fetch a URL, until it is closed; None while another thread or process has it.
