@@ -127,6 +127,7 @@ def _describe_cache(usage: CacheUsage) -> str:
     unfinished = f", {usage.num_unfinished:,} unfinished" if usage.num_unfinished else ""
     return (
         f"{usage.num_images:,} images of {_size(usage.num_bytes)}, from {usage.num_urls:,} URLs{unfinished}{hosts}\n"
+        f"what validation found is remembered of {usage.num_verdicts:,} images\n"
         f"cache {usage.folder}"
     )
 
@@ -146,8 +147,8 @@ def _describe_pruning(pruned: CachePruned) -> str:
     return (
         f"{pruned.num_removed:,} images of {_size(pruned.bytes_removed)} removed, "
         f"{pruned.num_kept:,} of {_size(pruned.bytes_kept)} kept{in_use}\n"
-        f"{pruned.num_urls_removed:,} URLs without content and {pruned.num_left_over:,} unfinished files removed\n"
-        f"cache {pruned.folder}"
+        f"{pruned.num_urls_removed:,} URLs without content and {pruned.num_left_over:,} unfinished files removed, "
+        f"{pruned.num_forgotten:,} images will be looked at again\ncache {pruned.folder}"
     )
 
 

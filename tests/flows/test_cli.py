@@ -14,6 +14,7 @@ import pytest
 
 from flows import cli
 from flows.commands import COMMANDS, _change
+from yivl_core.data.image_cache import ImageCache
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
 from yivl_core.outputs.predictions import read_predictions
@@ -158,6 +159,73 @@ def test_logprobs_can_be_asked_for_wherever_decoding_is_decided():
         given = cli._parser().parse_args(arguments.split())
         command = COMMANDS[given.command]
         assert attrgetter(place)(cli.read_options(given, command.config, command.spelling)) is True
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ImageCache:
+    """With one image of a URL."""
+    cache = ImageCache(tmp_path / "cache")
+    claim = cache.claim("https://ann:hunter2@images.test/a?sig=hunter2")
+    assert claim is not None
+    with claim:
+        claim.file.write(b"x" * 1500)
+        claim.keep()
+    return cache
+
+
+def test_a_cache_is_shown_for_people_and_for_programs(cache, capsys):
+    folder = str(cache.files.path)
+    assert cli.main(["cache", "show", "--cache", folder]) == 0
+    assert (
+        capsys.readouterr().out == f"1 images of 1.5 kB, from 1 URLs\n     1.5 kB        1 https://images.test\ncache {folder}\n"
+    )
+    assert cli.main(["cache", "show", "--cache", folder, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["hosts"] == [{"host": "https://images.test", "num_urls": 1, "num_bytes": 1500}]
+
+
+def test_damage_in_a_cache_is_exit_code_1_once(cache, capsys):
+    arguments = ["cache", "verify", "--cache", str(cache.files.path)]
+    assert cli.main(arguments) == 0
+    assert "1 images of 1.5 kB are whole, none is damaged" in capsys.readouterr().out
+    next(cache.files.path.glob("blobs/*/*")).write_bytes(b"y")
+    assert cli.main(arguments) == 1
+    assert "1 damaged, which are removed and will be fetched again\n1 URLs without content" in capsys.readouterr().out
+    assert cli.main(arguments) == 0
+
+
+def test_a_cache_is_pruned(cache, monkeypatch, capsys):
+    monkeypatch.setenv("YIVL_CACHE", str(cache.files.path))
+    assert cli.main(["cache", "prune", "--max-bytes", "0"]) == 0
+    assert "0 images of 0 bytes removed, 1 of 1.5 kB kept, 1 of them only since they were used" in capsys.readouterr().out
+    os.utime(next(cache.files.path.glob("blobs/*/*")), (0, 0))
+    assert cli.main(["cache", "prune", "--unused-days", "1"]) == 0
+    assert "1 images of 1.5 kB removed, 0 of 0 bytes kept\n1 URLs without content" in capsys.readouterr().out
+
+
+def test_the_cache_is_looked_after_without_prefect(cache):
+    code = """
+import sys
+from flows.cli import main
+for action in ("show", "verify", "prune"):
+    assert main(["cache", action]) == 0
+sys.exit(str([name for name in ("prefect", "torch", "aiohttp", "pyarrow") if name in sys.modules]))
+"""
+    environment = {**os.environ, "YIVL_CACHE": str(cache.files.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("prune --max-bytes -1", "--max-bytes '-1' has to be at least 0"),
+        ("show --cache /nowhere", "/nowhere: there is no such folder"),
+    ],
+)
+def test_a_wrong_cache_is_one_message_and_exit_code_2(arguments, message, capsys):
+    assert cli.main(["cache", *arguments.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"yivl cache {arguments.split()[0]}: {message}")
 
 
 @FLOWS

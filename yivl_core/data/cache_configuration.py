@@ -66,6 +66,7 @@ class CacheUsage:
         num_urls: URLs whose content is known.
         hosts: where those lead, the largest first.
         num_unfinished: files that are being written, or were left by killed processes.
+        num_verdicts: images, of this machine mostly, of which is remembered what validation found.
     """
 
     folder: str
@@ -74,6 +75,7 @@ class CacheUsage:
     num_urls: int
     hosts: tuple[HostUsage, ...]
     num_unfinished: int
+    num_verdicts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,7 @@ class CachePruned:
         num_in_use: of those, the ones that should have gone and were used within the last hour.
         num_urls_removed: URLs whose content is gone.
         num_left_over: files that killed processes had left, which are removed.
+        num_forgotten: images of which is no longer remembered what validation found, since that is too long ago.
     """
 
     folder: str
@@ -120,3 +123,4 @@ class CachePruned:
     num_in_use: int
     num_urls_removed: int
     num_left_over: int
+    num_forgotten: int

@@ -36,7 +36,8 @@ class SharedFolder:
 
     def __init__(self, folder: Path) -> None:
         self.path = Path(os.path.realpath(folder))
-        self._made: set[str] = set()
+        self._root = str(self.path)
+        self._checked: set[str] = set()  # folders that are there, and no links
 
     def place(self, kind: str, name: str) -> str:
         """Where a file of this kind and name is, or will be.
@@ -45,6 +46,10 @@ class SharedFolder:
             StorageError: a folder on the way is a link.
         """
         return f"{self._folder(kind, name)}/{name}"
+
+    def unfinished_place(self, name: str) -> str:
+        """Where a file of this name is while it is written."""
+        return f"{self._folder(UNFINISHED)}/{name}"
 
     def open(self, place: str) -> BufferedReader:
         """A file opened for reading.
@@ -81,21 +86,28 @@ class SharedFolder:
 
     def _make(self, kind: str, name: str = "") -> str:
         folder = self._folder(kind, name)
-        if folder not in self._made:
+        if folder not in self._checked:
             with storage_errors(folder):
                 os.makedirs(folder, exist_ok=True)  # noqa: PTH103
-            self._made.add(folder)
         return folder
 
     def _folder(self, kind: str, name: str = "") -> str:
-        folder = str(self.path)
-        for part in (kind, name[:2]):
-            folder = f"{folder}/{part}" if part else folder
-            if folder not in self._made and os.path.islink(folder):  # noqa: PTH114
-                raise StorageError(
-                    f"{folder}: this is a symbolic link, and a cache has none; remove it, or choose another folder"
-                )
+        folder = f"{self._root}/{kind}"
+        self._refuse_link(folder)
+        if name:
+            folder = f"{folder}/{name[:2]}"
+            self._refuse_link(folder)
         return folder
+
+    def _refuse_link(self, folder: str) -> None:
+        """Looked at until there is a folder."""
+        if folder in self._checked:
+            return
+        with suppress(FileNotFoundError):
+            if stat.S_ISLNK(os.lstat(folder).st_mode):
+                remedy = "remove it, or choose another folder"
+                raise StorageError(f"{folder}: this is a symbolic link, and a cache has none; {remedy}")
+            self._checked.add(folder)
 
 
 class UnfinishedFile:

@@ -20,8 +20,9 @@ import numpy as np
 
 from yivl_core.ahead import work_ahead
 from yivl_core.data.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, HostUsage, PruneConfig
-from yivl_core.data.cache_files import UNFINISHED, SharedFolder, lock_file
+from yivl_core.data.cache_files import SharedFolder, lock_file
 from yivl_core.data.image_cache import BLOBS, URLS, digest_of, read_entry
+from yivl_core.data.verdicts import VERDICTS_NAME, count_verdicts, forget_verdicts
 from yivl_core.errors import ConfigurationError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import storage_errors
@@ -62,6 +63,7 @@ def show_cache(config: CacheConfig, on_progress: OnProgress = ignore_progress) -
         num_urls=num_urls.total(),
         hosts=tuple(hosts),
         num_unfinished=sum(1 for _ in _unfinished(files)),
+        num_verdicts=count_verdicts(config.folder / VERDICTS_NAME),
     )
 
 
@@ -85,8 +87,8 @@ def verify_cache(config: CacheConfig, on_progress: OnProgress = ignore_progress)
         num_images=num_images,
         num_bytes=num_bytes,
         num_damaged=num_damaged,
-        num_urls_lost=_remove_lost_urls(files, on_progress),
         num_left_over=_remove_left_over(files),
+        num_urls_lost=_remove_lost_urls(files, on_progress),
     )
 
 
@@ -117,9 +119,16 @@ def prune_cache(config: PruneConfig, on_progress: OnProgress = ignore_progress) 
         num_kept=num_kept,
         bytes_kept=bytes_kept,
         num_in_use=num_in_use,
-        num_urls_removed=_remove_lost_urls(files, on_progress),
         num_left_over=_remove_left_over(files),
+        num_urls_removed=_remove_lost_urls(files, on_progress),
+        num_forgotten=_forget(config),
     )
+
+
+def _forget(config: PruneConfig) -> int:
+    if config.unused_days is None:
+        return 0
+    return forget_verdicts(config.folder / VERDICTS_NAME, time.time() - config.unused_days * _DAY_NS / 1e9)
 
 
 def _existing(config: CacheConfig) -> SharedFolder:
@@ -158,7 +167,7 @@ def _files(files: SharedFolder, kind: str) -> Iterator[tuple[str, os.stat_result
 
 
 def _unfinished(files: SharedFolder) -> Iterator[os.DirEntry[str]]:
-    yield from _entries(f"{files.path}/{UNFINISHED}")
+    yield from _entries(files.unfinished_place(""))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -190,7 +199,10 @@ def _remove_lost_urls(files: SharedFolder, on_progress: OnProgress) -> int:
     num_lost = 0
     for place, status in _counted("urls", _files(files, URLS), on_progress):
         entry = read_entry(files, place)
-        if entry is None or not os.path.lexists(files.place(BLOBS, entry.sha256)):
+        is_lost = entry is None or not os.path.lexists(files.place(BLOBS, entry.sha256))
+        if is_lost and not os.path.lexists(
+            files.unfinished_place(place.rpartition("/")[2])
+        ):  # whose content may be about to come
             num_lost += _remove_unless(place, partial(_is_another, status))
     return num_lost
 

@@ -132,15 +132,14 @@ class Downloader:
                 `unsupported_format`, `not_an_image` or `empty`.
             StorageError: the disk is full, or failed.
         """
-        name = f"image {shown(public_url(parts.url))}"
         for number in count(1):
             async with self._under_way:
-                found = await self._try(name, parts, file, known)
+                found = await self._try(parts, file, known)
             if isinstance(found, Answer):
                 return found
             if not found.may_pass or number == self._limits.num_tries:
                 tries = f" ({number} tries)" if number > 1 else ""
-                raise ImageError("fetch_failed", f"{name} cannot be fetched: {found.reason}{tries}", found.remedy)
+                raise ImageError("fetch_failed", f"{_name(parts)} cannot be fetched: {found.reason}{tries}", found.remedy)
             file.restart()
             await asyncio.sleep(self._pause_s(number, found))
         raise AssertionError("the last try returns or raises")
@@ -150,16 +149,16 @@ class Downloader:
         pause_s = random.uniform(0, _FIRST_PAUSE_S * 2 ** (number - 1))
         return min(max(pause_s, failure.retry_after_s), self._limits.max_retry_after_s)
 
-    async def _try(self, name: str, parts: UrlParts, file: UnfinishedFile, known: UrlEntry | None) -> Answer | _Failure:
+    async def _try(self, parts: UrlParts, file: UnfinishedFile, known: UrlEntry | None) -> Answer | _Failure:
         try:
             async with asyncio.timeout(self._limits.total_timeout_s) as total:
-                return await self._follow(name, parts, file, known)
+                return await self._follow(parts, file, known)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if total.expired():
                 return _Failure(reason=f"it took more than {self._limits.total_timeout_s:g} s")
             return self._failure(error)
 
-    async def _follow(self, name: str, first: UrlParts, file: UnfinishedFile, known: UrlEntry | None) -> Answer | _Failure:
+    async def _follow(self, first: UrlParts, file: UnfinishedFile, known: UrlEntry | None) -> Answer | _Failure:
         parts = first
         for _ in range(_MAX_REDIRECTS + 1):
             private_address = None
@@ -168,25 +167,25 @@ class Downloader:
                     URL(parts.url, encoded=True), headers=_headers(parts, known), allow_redirects=False
                 ) as response:
                     if response.status not in _REDIRECTS:
-                        return await self._take(name, response, file, known)
+                        return await self._take(first, response, file, known)
                     target = urljoin(parts.url, response.headers.get("Location", ""))
             except PrivateAddressError as error:
                 private_address = error.address
             if private_address is not None:
-                self._refuse(name, parts, private_address)
-            parts = self._redirected(name, parts, target)
+                self._refuse(first, parts, private_address)
+            parts = self._redirected(first, parts, target)
         return _Failure(reason=f"it redirects more than {_MAX_REDIRECTS} times", may_pass=False)
 
-    def _refuse(self, name: str, parts: UrlParts, address: str) -> None:
+    def _refuse(self, first: UrlParts, parts: UrlParts, address: str) -> None:
         error: ImageError | None = None
         try:
             self._policy.refuse_private(parts, [address])
         except ImageError as refusal:
             error = refusal
         assert error is not None
-        raise error if name in error.message else _on_the_way(name, error)
+        raise error if parts is first else _on_the_way(first, error)
 
-    def _redirected(self, name: str, parts: UrlParts, target: str) -> UrlParts:
+    def _redirected(self, first: UrlParts, parts: UrlParts, target: str) -> UrlParts:
         """Where a redirect leads, with user and password where that is the same place."""
         error = None
         try:
@@ -194,14 +193,14 @@ class Downloader:
         except ImageError as refusal:
             error = refusal
         if error is not None:
-            raise _on_the_way(name, error)
+            raise _on_the_way(first, error)
         if found.scheme == "s3" or (parts.scheme == "https" and found.scheme != "https"):
             error = refused(target, f"is of scheme {found.scheme}", "give the URL that it leads to, or take the image out")
-            raise _on_the_way(name, error)
+            raise _on_the_way(first, error)
         return replace(found, userinfo=parts.userinfo if found.place == parts.place else None)
 
     async def _take(
-        self, name: str, response: aiohttp.ClientResponse, file: UnfinishedFile, known: UrlEntry | None
+        self, first: UrlParts, response: aiohttp.ClientResponse, file: UnfinishedFile, known: UrlEntry | None
     ) -> Answer | _Failure:
         """The content of an answer that is no redirect."""
         status, headers = response.status, response.headers
@@ -209,38 +208,38 @@ class Downloader:
             return Answer(is_unchanged=True)
         if status in _KINDS:
             kind = _KINDS[status]
-            raise ImageError(kind, f"{name} is not to be had: the server answers {status}", _REMEDIES[kind])
+            raise ImageError(kind, f"{_name(first)} is not to be had: the server answers {status}", _REMEDIES[kind])
         if status != 200:
             retry_after_s = _retry_after_s(headers.get("Retry-After", ""))
             return _Failure(reason=f"the server answers {status}", may_pass=status in _MAY_PASS, retry_after_s=retry_after_s)
         encoding = headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
-            message = f"{name} comes compressed ({shown(encoding)}) although it was not asked for so"
+            message = f"{_name(first)} comes compressed ({shown(encoding)}) although it was not asked for so"
             raise ImageError("unsupported_format", message, "fetch the image and give the path of the file")
-        failure = await self._read(name, response, file)
+        failure = await self._read(first, response, file)
         return failure or Answer(etag=headers.get("ETag"), last_modified=headers.get("Last-Modified"))
 
-    async def _read(self, name: str, response: aiohttp.ClientResponse, file: UnfinishedFile) -> _Failure | None:
+    async def _read(self, first: UrlParts, response: aiohttp.ClientResponse, file: UnfinishedFile) -> _Failure | None:
         limits = self._limits
         if (response.content_length or 0) > limits.max_bytes:
-            raise _too_large(name, limits)
+            raise _too_large(first, limits)
         head, is_checked = b"", False
         expected, since = limits.min_bytes_per_s * limits.slow_after_s, time.monotonic()
         async for chunk in response.content.iter_any():
             if file.num_bytes + len(chunk) > limits.max_bytes:
-                raise _too_large(name, limits)
+                raise _too_large(first, limits)
             file.write(chunk)
             if not is_checked:
                 head += chunk[:HEAD_BYTES]
                 is_checked = len(head) >= HEAD_BYTES
                 if is_checked:
-                    _refuse_head(name, head)
+                    _refuse_head(first, head)
             if file.num_bytes >= expected:
                 expected, since = file.num_bytes + limits.min_bytes_per_s * limits.slow_after_s, time.monotonic()
             elif time.monotonic() - since > limits.slow_after_s:
                 return _Failure(reason=f"fewer than {limits.min_bytes_per_s:g} bytes a second come")
         if not is_checked:
-            _refuse_head(name, head)
+            _refuse_head(first, head)
         return None
 
     def _failure(self, error: Exception) -> _Failure:
@@ -278,18 +277,22 @@ def _headers(parts: UrlParts, known: UrlEntry | None) -> dict[str, str]:
     return headers
 
 
-def _refuse_head(name: str, head: bytes) -> None:
+def _name(parts: UrlParts) -> str:
+    return f"image {shown(public_url(parts.url))}"
+
+
+def _refuse_head(first: UrlParts, head: bytes) -> None:
     error = head_error(head[:HEAD_BYTES])
     if error is not None:
-        raise ImageError(error.kind, f"{name}: {error.message}", error.remedy)
+        raise ImageError(error.kind, f"{_name(first)}: {error.message}", error.remedy)
 
 
-def _too_large(name: str, limits: FetchLimits) -> ImageError:
-    return ImageError("too_many_bytes", f"{name} is larger than {limits.max_bytes:,} bytes", "give a smaller file")
+def _too_large(first: UrlParts, limits: FetchLimits) -> ImageError:
+    return ImageError("too_many_bytes", f"{_name(first)} is larger than {limits.max_bytes:,} bytes", "give a smaller file")
 
 
-def _on_the_way(name: str, error: ImageError) -> ImageError:
-    return ImageError(error.kind, f"{name} redirects, and {error.message}", error.remedy)
+def _on_the_way(first: UrlParts, error: ImageError) -> ImageError:
+    return ImageError(error.kind, f"{_name(first)} redirects, and {error.message}", error.remedy)
 
 
 def _retry_after_s(text: str) -> float:

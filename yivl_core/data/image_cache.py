@@ -140,8 +140,9 @@ class ImageCache:
     def publish(self, file: UnfinishedFile) -> CachedImage:
         """A file that was written as a blob. One of this content that is there, and whole, stays."""
         sha256 = file.sha256
-        path = self.find_content(sha256) or Path(file.move(BLOBS, sha256))
-        return CachedImage(path=path, sha256=sha256, num_bytes=file.num_bytes, url=None)
+        is_there = os.path.lexists(self.files.place(BLOBS, sha256))
+        path = self.find_content(sha256) if is_there else None
+        return CachedImage(path=path or Path(file.move(BLOBS, sha256)), sha256=sha256, num_bytes=file.num_bytes, url=None)
 
     def claim(self, url: str) -> "UrlClaim | None":
         """The sole right to fetch a URL, until it is closed; None while another thread or process has it.
@@ -174,20 +175,21 @@ class UrlClaim:
     def keep(self, etag: str | None = None, last_modified: str | None = None) -> CachedImage:
         """Publish the file that was written, as what the URL leads to.
 
+        The note comes first: the claim ends when the file is moved, and who gets it then has to find both.
+
         Raises:
             StorageError: the disk is full, or failed.
         """
-        image = self._cache.publish(self.file)
         entry = UrlEntry(
             url=public_url(self._url),
-            sha256=image.sha256,
-            num_bytes=image.num_bytes,
+            sha256=self.file.sha256,
+            num_bytes=self.file.num_bytes,
             etag=_bounded(etag),
             last_modified=_bounded(last_modified),
             fetched_at=time.time(),
         )
         self._note(entry)
-        return replace(image, url=entry.url)
+        return replace(self._cache.publish(self.file), url=entry.url)
 
     def confirm(self, entry: UrlEntry, etag: str | None = None) -> None:
         """Note that the URL was asked for again and leads to what it did; perhaps under another ETag.

@@ -55,11 +55,12 @@ class CheckedResolver(AbstractResolver):
         """
         async with asyncio.timeout(self._timeout_s):
             addresses = await asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "no address")
         if self._policy.is_named(host, port):
             self._named.update((address, port) for address in addresses)
-        for address in addresses:
-            if not (is_public(address) or (address, port) in self._named):
-                raise PrivateAddressError(address)
+        elif (private := next((address for address in addresses if not is_public(address)), None)) is not None:
+            raise PrivateAddressError(private)
         return [
             ResolveResult(
                 hostname=host,

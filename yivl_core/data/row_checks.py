@@ -31,7 +31,7 @@ from yivl_core.data.reading import InputRow, RowReader
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.data.token_lengths import open_token_counter
-from yivl_core.data.verdicts import Verdicts
+from yivl_core.data.verdicts import VERDICTS_NAME, Verdicts
 
 _NO_KEY = bytes(KEY_BYTES)
 
@@ -218,7 +218,7 @@ def open_checker(settings: CheckSettings) -> Iterator[RowChecker]:
         yield RowChecker(settings, ImageChecker(store, settings.depth))
         return
     folder = Path(settings.cache)
-    with closing(Verdicts(folder / "verdicts.sqlite", f"{settings.depth} {settings.max_pixels}")) as verdicts:
+    with closing(Verdicts(folder / VERDICTS_NAME, f"{settings.depth} {settings.max_pixels}")) as verdicts:
         yield RowChecker(settings, ImageChecker(store, settings.depth, verdicts, ImageCache(folder)))
 
 

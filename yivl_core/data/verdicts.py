@@ -9,8 +9,9 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, fields
 from functools import cache
 from importlib.metadata import version
@@ -22,11 +23,15 @@ from yivl_core.digests import digest_files
 
 Verdict = tuple[ImageInfo | None, tuple[Finding, ...]]
 
+VERDICTS_NAME = "verdicts.sqlite"  # in the folder of a cache
+
 _INFO_NAMES = [field.name for field in fields(ImageInfo)]
 _DECIDING_MODULES = ("decoding.py", "findings.py", "image_checks.py", "images.py", "references.py", "verdicts.py")
 _NUM_KEPT_TO_WRITE = 256
 _WAIT_S = 30.0  # for other processes that write
-_TABLE = "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, state TEXT, verdict TEXT) WITHOUT ROWID"
+_TABLE = """
+CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, state TEXT, verdict TEXT, noted_at REAL) WITHOUT ROWID
+"""
 
 
 def file_state(path: str) -> str:
@@ -107,12 +112,40 @@ class Verdicts:
     def _write(self) -> None:
         if not self._new:
             return
-        rows, self._new = [(key, *row) for key, row in self._new.items()], {}
+        rows, self._new = [(key, *row, time.time()) for key, row in self._new.items()], {}
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.execute("BEGIN IMMEDIATE")
-                self._database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
+                self._database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", rows)
                 self._database.execute("COMMIT")
+
+
+def count_verdicts(path: Path) -> int:
+    """How many verdicts a file keeps; none where there is no such file, or it cannot be read."""
+    return _asked(path, "SELECT count(*) FROM verdicts")
+
+
+def forget_verdicts(path: Path, before_s: float) -> int:
+    """Remove the verdicts that were noted before a time, in seconds since 1970; the images will be looked at again.
+
+    Returns:
+        How many were removed.
+    """
+    number = _asked(path, "DELETE FROM verdicts WHERE noted_at < ?", before_s)
+    if number:
+        _asked(path, "VACUUM")
+    return number
+
+
+def _asked(path: Path, statement: str, *values: float) -> int:
+    """The number that a statement gives, or of the rows that it changes; 0 where the file is none."""
+    if not path.is_file():
+        return 0
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)) as database:
+        cursor = database.execute(statement, values)
+        row = cursor.fetchone()
+        return max(0, cursor.rowcount if row is None else int(row[0]))
+    return 0
 
 
 def _to_json(verdict: Verdict) -> str:

@@ -15,7 +15,16 @@ import pytest
 from PIL import Image, ImageFile
 
 from yivl_core.data import decoding
-from yivl_core.data.decoding import FORMATS, DecodedImage, ImageError, InspectedImage, decode_image, inspect_image
+from yivl_core.data.decoding import (
+    FORMATS,
+    HEAD_BYTES,
+    DecodedImage,
+    ImageError,
+    InspectedImage,
+    decode_image,
+    head_error,
+    inspect_image,
+)
 
 MAX_PIXELS = 64_000_000
 
@@ -356,3 +365,33 @@ def test_memory_that_is_not_there_is_no_damage_of_the_file(monkeypatch: pytest.M
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     error = refused(saved(noise(), "PNG"))
     assert (error.kind, error.message) == ("out_of_memory", "decoding the image takes more memory than there is")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_head_of_every_format_that_is_read_is_accepted(name):
+    assert head_error(saved(Image.new("RGB", (9, 9)), name)[:HEAD_BYTES]) is None
+
+
+@pytest.mark.parametrize(
+    ("head", "kind", "name"),
+    [
+        (b"", "empty", "no content"),
+        (b"hello", "not_an_image", "not an image"),
+        (b"\xef\xbb\xbf\r\n<!doctype HTML><svg>", "not_an_image", "an HTML page"),
+        (b"<?xml version='1.0'?><!-- --><SVG>", "unsupported_format", "SVG"),
+        (b"%PDF-1.4", "unsupported_format", "PDF"),
+        (b"PK\x03\x04....", "not_an_image", "a ZIP archive or an office document"),
+        (b"\x1f\x8b\x08", "not_an_image", "compressed with gzip"),
+        (b"7z\xbc\xaf\x27\x1c", "not_an_image", "a 7z archive"),
+        (b"a/b".ljust(257, b"\0") + b"ustar\x00", "not_an_image", "a tar archive"),
+        (b"RIFF....WAVE", "not_an_image", "not an image"),
+    ],
+)
+def test_a_head_tells_what_a_file_is_that_is_no_image(head, kind, name):
+    found = head_error(head)
+    assert found is not None
+    assert found.kind == kind
+    assert name in found.message
+    with pytest.raises(ImageError) as refused:
+        decode_image(head, 1000)
+    assert (refused.value.kind, refused.value.message) == (found.kind, found.message)

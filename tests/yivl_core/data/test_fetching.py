@@ -222,6 +222,8 @@ def test_a_name_that_nobody_knows_is_not_tried_again(fetcher):
     error = failure(fetcher("https://", resolve=unknown), "https://nowhere.test/a")
     assert error.message == 'image "https://nowhere.test/a" cannot be fetched: there is no host of this name'
     assert asked == ["nowhere.test"]
+    error = failure(fetcher("https://", resolve=lambda *_: []), "https://nowhere.test/a")
+    assert error.message.endswith("there is no host of this name")
 
 
 def test_a_name_server_that_fails_or_does_not_answer_is_asked_again(fetcher):

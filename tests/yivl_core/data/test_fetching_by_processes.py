@@ -44,7 +44,7 @@ def test_after_a_kill_nothing_that_was_finished_is_asked_for_again(cache, web, m
     told = [int(process.stdout.readline()) for _ in range(num_done)]
     process.kill()
     process.communicate()
-    finished = {number for number in range(100) if cache.entry(f"{web.url}/{number}.png")}
+    finished = {number for number in range(100) if cache.find(f"{web.url}/{number}.png")}
     assert set(told) <= finished
     assert len(finished) < 100
     time.sleep(0.1)

@@ -123,6 +123,17 @@ def test_the_same_address_under_another_name_or_port_stays_refused(fetcher, web,
     assert web.paths == ["/a"]
 
 
+def test_a_host_does_not_profit_from_the_address_of_a_named_one(fetcher, web, make_png):
+    web.serve("/a", make_png(1))
+    named, other = f"http://named.org:{web.port}", f"http://images.test:{web.port}"
+    one = fetcher(named, f"http://*.test:{web.port}", resolve=LyingResolver(["127.0.0.1"]))
+    one.fetch(f"{named}/a")
+    assert "leads to 127.0.0.1" in failure(one, f"{other}/a").message
+    web.serve("/b", web.answer(status=302, headers={"Location": f"{other}/a"}))
+    assert "leads to 127.0.0.1" in failure(one, f"{named}/b").message
+    assert web.paths == ["/a", "/b"]
+
+
 def test_a_socket_is_not_opened_for_an_address_that_nobody_has_checked():
     resolver = CheckedResolver(UrlPolicy.of(["http://10.0.0.1:8000"]), LyingResolver([]), None, 1)
     for address in (("127.0.0.1", 80), ("10.0.0.1", 8001), ("10.0.0.2", 8000)):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from yivl_core.data import images, verdicts
+from yivl_core.data.cache_configuration import CacheConfig, PruneConfig
+from yivl_core.data.cache_upkeep import prune_cache, show_cache
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig
 
 Validate = Callable[..., Any]
@@ -222,3 +224,19 @@ def test_a_validation_that_was_killed_goes_on_with_what_it_had_found_out(
     undisturbed = validate(path, num_workers=0, cache=str(tmp_path / "other"), output="undisturbed")
     assert undisturbed.summary.digest == result.summary.digest
     assert inspected.since() >= num_images
+
+
+def test_what_is_remembered_is_counted_and_forgotten_when_it_is_old(
+    dataset: Path, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    validate(dataset)
+    cache = str(tmp_path / "cache")
+    num = show_cache(CacheConfig(cache=cache)).num_verdicts
+    assert num == 11  # a missing file has none
+    assert prune_cache(PruneConfig(cache=cache, unused_days=1)).num_forgotten == 0
+    assert prune_cache(PruneConfig(cache=cache)).num_forgotten == 0
+    inspected.since()
+    assert prune_cache(PruneConfig(cache=cache, unused_days=0)).num_forgotten == num
+    assert show_cache(CacheConfig(cache=cache)).num_verdicts == 0
+    validate(dataset, output="again")
+    assert inspected.since() >= 11
