@@ -32,6 +32,9 @@ drills: $(INSTALLED)
 	YIVL_NUM_KILLS=100 $(BIN)/python -m pytest tests/yivl_core/inference/test_kills.py
 
 bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tests/benchmarks/bench_validation.py
+	$(BIN)/python tests/benchmarks/bench_fetching.py
 	$(BIN)/python tests/benchmarks/bench_cpu.py
 	$(BIN)/python tests/benchmarks/bench_preparation.py
 	$(BIN)/python tests/benchmarks/bench_folder.py --num-images 20000
