@@ -10,8 +10,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, fields
 from functools import cache
 from importlib.metadata import version
@@ -55,12 +55,11 @@ class Verdicts:
         self._way = f"{way} {_rules()}"
         self._lock = threading.Lock()
         self._new: dict[str, tuple[str, str]] = {}
+        self._path = path
         self._database: sqlite3.Connection | None = None
-        with suppress(sqlite3.Error, OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
-            # Not a write-ahead log, which processes on several machines could not share.
-            self._database.executescript(f"PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = NORMAL; {_TABLE}")
+        self._open()
+        if self._database is None:  # it may have been damaged, and is gone now
+            self._open()
 
     def verdict(self, path: str, uri: str, state: str, look: Callable[[], Verdict]) -> Verdict:
         """What was found out about a file, or is now by looking at it.
@@ -92,6 +91,27 @@ class Verdicts:
                 self._database.close()
                 self._database = None
 
+    def _open(self) -> None:
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._sqlite_errors():
+            self._database = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+            # Not a write-ahead log, which processes on several machines could not share; and disks are not waited for, since a
+            # file that a power cut has damaged can be done without.
+            self._database.executescript(f"PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF; {_TABLE}")
+
+    @contextmanager
+    def _sqlite_errors(self) -> Iterator[None]:
+        """What cannot be read or written is done without; a file that is no database, or no longer one, is removed."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if type(error) is sqlite3.DatabaseError and self._database is not None:
+                self._database.close()
+                self._database = None
+                with suppress(OSError):
+                    self._path.unlink()
+
     def _key(self, path: str, uri: str) -> str:
         return f"{self._way}\0{path}\0{uri}"
 
@@ -99,7 +119,7 @@ class Verdicts:
         with self._lock:
             row = self._new.get(key)
             if row is None and self._database is not None:
-                with suppress(sqlite3.Error):
+                with self._sqlite_errors():
                     row = self._database.execute("SELECT state, verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
         return _from_json(row[1]) if row is not None and row[0] == state else None
 
@@ -114,7 +134,7 @@ class Verdicts:
             return
         rows, self._new = [(key, *row, time.time()) for key, row in self._new.items()], {}
         if self._database is not None:
-            with suppress(sqlite3.Error):
+            with self._sqlite_errors():
                 self._database.execute("BEGIN IMMEDIATE")
                 self._database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", rows)
                 self._database.execute("COMMIT")

@@ -154,7 +154,7 @@ def test_an_image_that_leads_out_of_its_root_by_now_is_refused_although_it_was_g
     assert validate(path).findings == [(1, "path_escape", "error")]
 
 
-def test_a_memory_that_cannot_be_used_is_done_without(
+def test_a_memory_that_cannot_be_used_is_done_without_or_made_anew(
     dataset: Path, validate: Validate, inspected: Counted, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").mkdir()
@@ -162,6 +162,15 @@ def test_a_memory_that_cannot_be_used_is_done_without(
     expected = validate(dataset).summary.digest
     inspected.since()
     assert validate(dataset, output="again").summary.digest == expected
+    assert inspected.since() == 0  # the file was made anew
+    data = bytearray((tmp_path / "cache/verdicts.sqlite").read_bytes())
+    data[100:] = b"\x55" * (len(data) - 100)
+    (tmp_path / "cache/verdicts.sqlite").write_bytes(data)
+    assert validate(dataset, output="damaged").summary.digest == expected
+    (tmp_path / "cache/verdicts.sqlite").unlink(missing_ok=True)
+    (tmp_path / "cache/verdicts.sqlite").mkdir()
+    inspected.since()
+    assert validate(dataset, output="without").summary.digest == expected
     assert inspected.since() >= 11
 
 
