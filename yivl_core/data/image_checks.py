@@ -105,18 +105,20 @@ class ImageChecker:
         if self._verdicts is None:
             return Outcome(*_verdict(image, self._store, self._depth), path, state)
         try:
-            real_path = str(self._store.resolve(image))  # each time, since a link may lead out of the root by now
+            real_path = self._store.resolve(image)  # each time, since a link may lead out of the root by now
         except ImageError as cause:
             return Outcome(None, (image_finding(cause),), path, state)
-        info, findings = self._verdicts.verdict(real_path, image.uri, state, lambda: _verdict(image, self._store, self._depth))
+        info, findings = self._verdicts.verdict(
+            str(real_path), image.uri, state, lambda: _verdict(image, self._store, self._depth, real_path)
+        )
         if info is not None and image.sha256 not in (None, info.sha256):
             info, findings = _verdict(image, self._store, self._depth)
         return Outcome(info, findings, path, state)
 
 
-def _verdict(image: ImageReference, store: ImageStore, depth: Depth) -> Verdict:
+def _verdict(image: ImageReference, store: ImageStore, depth: Depth, path: Path | None = None) -> Verdict:
     try:
-        info, kinds = store.inspect(image, depth)
+        info, kinds = store.inspect(image, depth, path)
     except ImageError as cause:
         return None, (image_finding(cause),)
     findings = []

@@ -176,21 +176,24 @@ class ImageStore:
         warnings = _warnings(Path(image.address), decoded.format, info, is_animated=decoded.is_animated)
         return LoadedImage(info=info, image=decoded.image, warnings=warnings)
 
-    def inspect(self, image: ImageReference, depth: Depth = "full") -> tuple[ImageInfo, tuple[str, ...]]:
+    def inspect(
+        self, image: ImageReference, depth: Depth = "full", path: Path | None = None
+    ) -> tuple[ImageInfo, tuple[str, ...]]:
         """What `load` tells of an image, and its warnings, without pixels: three times as fast.
 
         Args:
             image: where it is.
             depth: whether it is decoded in `full` like there, or only its `header` is read.
+            path: what `resolve` has given of it just now, which takes its time; None: it is resolved here.
 
         Raises:
             ImageError, StorageError: as `load`.
         """
-        with self._verified(image) as (content, path, sha256):
+        with self._verified(image, path) as (content, place, sha256):
             inspected = inspect_image(content, self.max_pixels, depth)
             info = ImageInfo(
                 uri=image.uri,
-                path=path,
+                path=place,
                 sha256=sha256,
                 width=inspected.width,
                 height=inspected.height,
@@ -200,9 +203,9 @@ class ImageStore:
         return info, _warnings(Path(image.address), inspected.format, info, is_animated=inspected.is_animated)
 
     @contextmanager
-    def _verified(self, image: ImageReference) -> Iterator[tuple[Content, str, str]]:
+    def _verified(self, image: ImageReference, resolved: Path | None = None) -> Iterator[tuple[Content, str, str]]:
         """An image's bytes, which are those that it has to have, where they are from, and their sha256 (hex)."""
-        with self._opened(image) as (content, path, state):
+        with self._opened(image, resolved) as (content, path, state):
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
             if image.sha256 not in (None, sha256):
                 message = f"{path} is not the image that was validated: its sha256 is not {image.sha256}"
@@ -214,7 +217,7 @@ class ImageStore:
                 raise ImageError(cause.kind, f"image {shown(image.uri)}: {cause.message}", cause.remedy) from cause
 
     @contextmanager
-    def _opened(self, image: ImageReference) -> Iterator[tuple[Content, str, str | None]]:
+    def _opened(self, image: ImageReference, resolved: Path | None = None) -> Iterator[tuple[Content, str, str | None]]:
         """An image's bytes, for reading at any place, where they are from, and the state of the file on this machine."""
         if image.data is not None:
             self._refuse_size(image, len(image.data))
@@ -223,7 +226,7 @@ class ImageStore:
         if not isinstance(image.root, Path):
             yield io.BytesIO(self._read_remote(image)), self._url(image), None
             return
-        path = self._real_path(image)
+        path = self._real_path(image) if resolved is None else str(resolved)
         with _disk_errors(image, path), open(path, "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             self._refuse_size(image, status.st_size)

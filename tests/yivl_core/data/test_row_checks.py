@@ -27,14 +27,16 @@ class CountingStore(ImageStore):
         self.loads: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def inspect(self, image: ImageReference, depth: Depth = "full") -> tuple[ImageInfo, tuple[str, ...]]:
+    def inspect(
+        self, image: ImageReference, depth: Depth = "full", path: Path | None = None
+    ) -> tuple[ImageInfo, tuple[str, ...]]:
         with self._lock:
             self.loads[image.uri] += 1
         if image.uri.startswith("1"):
             threading.Event().wait(0.005)
         if image.uri == "disk.png":
             raise StorageError("the disk failed")
-        return super().inspect(image, depth)
+        return super().inspect(image, depth, path)
 
 
 def checker_of(store: ImageStore) -> RowChecker:

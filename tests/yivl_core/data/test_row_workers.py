@@ -231,7 +231,9 @@ def test_an_answer_that_ends_early_is_a_dead_process_and_no_answer(num_bytes: in
 
 def test_a_failing_disk_is_told_by_a_process_as_by_a_thread(tmp_path: Path) -> None:
     class FailingStore(ImageStore):
-        def inspect(self, image: ImageReference, depth: Depth = "full") -> tuple[ImageInfo, tuple[str, ...]]:
+        def inspect(
+            self, image: ImageReference, depth: Depth = "full", path: Path | None = None
+        ) -> tuple[ImageInfo, tuple[str, ...]]:
             raise StorageError(f"{image.address}: the disk failed") from OSError(5, "Input/output error")
 
     block = row_worker.read_request(io.BytesIO(row_worker.write_request(block_of(tmp_path, "a.png"))))
