@@ -57,6 +57,7 @@ def main() -> None:
         if "text" in cases:
             for path in (tenth, rows):
                 _print("validate text", partial(_validate, path, folder / "out"))
+            _print("validate text, unchanged", partial(_validate, rows, folder / "out", was_there=True))
             _print_peer("load_dataset", partial(_load, rows, folder / "cache"))
         if "tokens" in cases:
             _print("validate text, tokens counted", partial(_validate, rows, folder / "out", model=str(_tokenizer())))
@@ -65,19 +66,24 @@ def main() -> None:
             _write_images(images, arguments.num_images)
             for depth in ("header", "full"):
                 if depth in cases:
-                    _print(f"validate images, {depth}", partial(_validate, images, folder / "out", image_depth=depth))
+                    validated = partial(_validate, images, folder / "out", image_depth=depth)
+                    _print(f"validate images, {depth}", validated)
+                    _print(f"validate images, {depth}, unchanged", partial(validated, was_there=True))
+                    with images.open("a") as file:
+                        file.write('{"query": "One more?", "response": "yes"}\n')
+                    _print(f"validate images, {depth}, one line more", validated)
                     peer = partial(_load, images, folder / "cache", depth=depth)
                     _print_peer(f"load_dataset and Pillow, {depth}", peer)
 
 
-def _validate(dataset: Path, output: Path, **settings: Any) -> int:
+def _validate(dataset: Path, output: Path, *, was_there: bool = False, **settings: Any) -> int:
     from yivl_core.data.configuration import ValidationConfig
     from yivl_core.data.validation import validate_dataset
 
     cache = str(output.with_name("verdicts"))
     summary = validate_dataset(ValidationConfig(dataset=(str(dataset),), output=str(output), cache=cache, **settings))
     assert summary.num_records == summary.num_lines
-    assert not summary.was_there
+    assert summary.was_there is was_there
     return summary.num_lines
 
 
@@ -88,6 +94,7 @@ def _load(dataset: Path, cache: Path, depth: str | None = None) -> int:
     rows = datasets.load_dataset("json", data_files=str(dataset), cache_dir=str(cache), split="train")
     if depth is not None:
         look = partial(_look, root=str(dataset.parent), decodes=depth == "full")
+        rows = rows.filter(lambda row: bool(row["images"]), load_from_cache_file=False)
         rows = rows.map(look, num_proc=len(os.sched_getaffinity(0)), load_from_cache_file=False)
         assert all(rows["width"])
     return len(rows)
