@@ -53,7 +53,8 @@ def find_fingerprint(
 ) -> dict[str, Any]:
     """What decides the rows, but for the digest of the data, which is found when the split is planned.
 
-    Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size.
+    Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size; nor where fetched
+    images are kept, and how.
 
     Args:
         config: of the run.
@@ -69,8 +70,10 @@ def find_fingerprint(
     base_digest = base.digest()
     if config.adapter:
         check_base(Path(config.adapter), base, base_digest)
+    # Only where it is given, so that runs which were begun without it can be gone on with.
+    urls = {"allow_url": sorted(set(config.allow_url))} if config.allow_url else {}
     return {
-        "data": {"prompt": source.question, "limit": source.limit},
+        "data": {"prompt": source.question, "limit": source.limit, **urls},
         "model": {"digest": base_digest},
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},

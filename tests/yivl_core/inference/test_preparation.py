@@ -62,7 +62,7 @@ def same(one: PreparedRow, other: PreparedRow) -> bool:
 def test_rows_from_other_processes_are_those_made_here(shared_data: Path, processor: Processor) -> None:
     source = InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?")
     rows = [
-        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row)
+        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row, images=row.images)
         for n, row in enumerate(open_input(source).rows())
     ]
     assert len(rows) > 20
@@ -83,7 +83,7 @@ def test_rows_that_hold_large_files_are_taken_fewer_ahead(monkeypatch: pytest.Mo
             taken.append(number)
             image = ImageReference(uri="a", address="a", root=Path(), data=bytes(size))
             row = InputRow(source=Source(file="f"), images=(image,))
-            yield PlannedRow(record_index=number, occurrence=1, was_found=True, row=row)
+            yield PlannedRow(record_index=number, occurrence=1, was_found=True, row=row, images=row.images)
 
     with preparing(lambda row: row.record_index, CPU) as prepare:
         seen = [(number, max(taken)) for number in prepare(rows())]
