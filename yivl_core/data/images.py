@@ -269,7 +269,7 @@ class ImageStore:
         address = _below(image.root, image.address)
         refuse_address(address)
         if address.startswith("/"):
-            raise path_escape(image.address, f"leads out of {image.root}")
+            raise path_escape(image.address, f"leads out of {public_url(image.root)}")
         if "?versionId=" in address:  # which the client of S3 takes for a part of the request
             message = f"image {shown(image.uri)} has ?versionId= in its name"
             raise ImageError("image_missing", message, "give the file another name")

@@ -11,7 +11,9 @@ class InputSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str | None = Field(
-        default=None, description="validated-dataset folder, or a jsonl, json, csv or parquet file, here or at an fsspec URL"
+        default=None,
+        description="validated-dataset folder, or a jsonl, json, csv or parquet file (the former also as .gz or .zst), here "
+        "or at an fsspec URL",
     )
     image_root: str | None = Field(
         default=None,

@@ -23,8 +23,7 @@ from yivl_core.data.image_folders import find_files, find_root
 from yivl_core.data.images import EXTENSIONS, ImageError, ImageReference, ImageStore
 from yivl_core.data.input_source import InputSource
 from yivl_core.data.parquet_rows import count_parquet_rows, is_parquet
-from yivl_core.data.public_urls import public_url
-from yivl_core.data.reading import InputRow, open_root, read_rows, readable, references, to_folder
+from yivl_core.data.reading import InputRow, open_root, read_rows, readable, readable_url, references, to_folder
 from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
@@ -304,11 +303,10 @@ class ListedImages:
 
     def _row(self, name: str, line: int | None, file: StoredFile | None) -> InputRow:
         if self._list is None:
-            source = Source(file=readable(join(str(self._root), name)))
+            source = Source(file=readable_url(join(str(self._root), name)))
         else:
-            source = Source(file=readable(self._list), line=line)
-        uri = public_url(readable(name)) if "://" in name else readable(name)
-        image = ImageReference(uri=uri, address=name, root=self._root)
+            source = Source(file=readable_url(self._list), line=line)
+        image = ImageReference(uri=readable_url(name), address=name, root=self._root)
         if self._list is None or image.fetched_url is None:
             image = replace(image, listed=file)
         if readable(name) != name:
@@ -355,7 +353,7 @@ def _read_list(url: str) -> Iterator[tuple[int, str]]:
                 is_empty = False
                 yield number, name.decode(errors="surrogateescape")
     if is_empty:
-        raise DatasetError(f"{url}: the list names no image; write one path a line")
+        raise DatasetError(f"{readable_url(url)}: the list names no image; write one path a line")
 
 
 def _limited(rows: Iterable[InputRow], limit: int | None, first: int) -> Iterator[InputRow]:

@@ -30,7 +30,7 @@ from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.storage import is_file, is_local, parent
 
-__all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
+__all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable", "readable_url"]
 
 DEFAULT_MAX_LINE_BYTES = 8_000_000  # room for an image in base64
 
@@ -124,7 +124,7 @@ class RowReader:
             names = ()
         root = None if image_root is None else open_root(image_root)
         return cls(
-            file=readable(url),
+            file=readable_url(url),
             folder=to_folder(parent(url)),
             image_root=root,
             purpose=purpose,
@@ -263,3 +263,8 @@ def references(infos: tuple[ImageInfo, ...], image_root: Folder | None) -> tuple
 def readable(path: str) -> str:
     """A path as text that can be stored: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def readable_url(address: str) -> str:
+    """The same of a path or a URL, which is shown without its secrets."""
+    return public_url(readable(address)) if "://" in address else readable(address)

@@ -84,7 +84,7 @@ class ImageReference:
             return None
         refuse_address(self.address)
         if self.address.startswith("/"):
-            raise path_escape(self.address, f"leads out of {self.root}")
+            raise path_escape(self.address, f"leads out of {public_url(self.root)}")
         return f"{self.root.rstrip('/')}/{self.address}"
 
     @property

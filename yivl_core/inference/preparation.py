@@ -120,7 +120,7 @@ class RowPreparer:
                 for reference in planned.images:
                     if isinstance(reference, ImageError):
                         raise reference
-                    images.append(self._store.load(reference))  # (those before one that fails stay known)
+                    images.append(self._store.load(reference))  # those before one that fails stay known
                 inputs = self._processor.process(row.record, [image.image for image in images], with_response=False)
                 if len(inputs.input_ids) >= self._max_positions:
                     kind = "too_long"
@@ -144,10 +144,8 @@ class RowPreparer:
     def _names(self, planned: PlannedRow, images: Sequence[LoadedImage]) -> Iterator[str]:
         """What `image_digest` gave of each image when the split was planned, of those that are loaded without another look."""
         for reference, found, image in zip_longest(planned.row.images, planned.images, images):
-            if image is not None:
-                yield reference.public_name or image.info.sha256
-            else:
-                yield image_digest(reference if isinstance(found, ImageError) else found, self._store)
+            known = reference.public_name or (image.info.sha256 if image else None)
+            yield known or image_digest(reference if isinstance(found, ImageError) else found, self._store)
 
 
 def _without_data(row: InputRow) -> InputRow:

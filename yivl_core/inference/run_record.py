@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.input_source import InputSource
+from yivl_core.data.reading import readable_url
 from yivl_core.errors import OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.memory import MemoryPlan
@@ -143,12 +144,13 @@ def summarise(
     if not num_missing:
         reasons, kinds, content_digest = _count_all(config.output)
     if content_digest and (has_worked or not _is_told(content_digest, config.output)):
+        paths = config.model_dump(include={"model", "adapter", "dataset", "images"})
         content = {
             "command": "infer",
             "code": code(),
             "environment": environment(),
             "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
-            "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
+            "paths": {name: path and readable_url(path) for name, path in paths.items()},
             **plan.fingerprint,
             "invariance": done.invariance,
             "content_digest": content_digest,

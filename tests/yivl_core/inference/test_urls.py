@@ -128,6 +128,19 @@ def test_what_cannot_be_fetched_is_one_row_and_stops_nothing(web: Any, infer: In
     assert f"{web.url}/gone.png" in str(found[6].error)
 
 
+def test_a_row_keeps_its_name_whatever_becomes_of_its_url(web: Any, make_png: MakePng, infer: Infer, tmp_path: Path) -> None:
+    """Names are given before anything is fetched, and have to differ also where contents do not."""
+    cut = make_png(0)[:45]
+    urls = [web.serve("/a.png", cut), web.serve("/b.png", cut), f"{web.url}/gone.png", web.image(0), f"{web.url}/a.png"]
+    dataset = write(tmp_path / "rows.jsonl", *(row(0, url) for url in urls))
+    summary = infer(dataset=dataset, allow_url=(web.url,))
+    assert kinds(summary) == ["truncated", "truncated", "image_missing", None, "truncated"]
+    names = [one.sample_id for one in rows_of(summary)]
+    assert len(set(names)) == 5
+    assert names[4] == f"{names[0]}#2"
+    assert [one.sample_id for one in rows_of(infer(dataset=dataset, output="refused"))] == names
+
+
 def test_without_leave_a_url_stays_a_row_and_nothing_is_fetched(web: Any, infer: Infer, tmp_path: Path) -> None:
     summary = infer(dataset=write(tmp_path / "rows.jsonl", row(0, web.image(0)), row(1)))
     assert kinds(summary) == ["url_not_allowed", None]
@@ -160,6 +173,23 @@ def test_addresses_below_a_web_folder_that_is_the_image_root_are_allowed(web: An
     summary = infer(images=str(tmp_path / "list.txt"), prompt="What?", image_root=web.url, output="list")
     assert [(one.images[0].uri, one.error_kind) for one in rows_of(summary)] == [("gone.png", "image_missing"), ("0.png", None)]
     assert web.count(f"{web.url}/0.png") == 1
+
+
+def test_a_dataset_on_the_web_is_read_with_its_images(
+    web: Any, infer: Infer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web.serve("/in/0.png", web.answers[web.image(0).removeprefix(web.url)][0])
+    web.serve("/in/rows.jsonl", "".join(json.dumps(row(number, name)) + "\n" for number, name in
+              enumerate(("0.png", "gone.png", "../0.png"))).encode())  # fmt: skip
+    web.serve("/in/list.txt", b"0.png\ngone.png\n")
+    there = web.url.replace("://", f"://ann:{SECRET}@") + "/in"
+    summary = infer(dataset=f"{there}/rows.jsonl", contact_sheet=3)
+    assert kinds(summary) == [None, "image_missing", "path_escape"]
+    assert rows_of(summary)[0].source == f"{web.url}/in/rows.jsonl:1"
+    summary = infer(images=f"{there}/list.txt", prompt="What?", contact_sheet=2, output="list")
+    assert kinds(summary) == [None, "image_missing"]
+    assert files_that_tell(SECRET, tmp_path / "predictions", tmp_path / "list", tmp_path / "cache") == []
+    assert SECRET not in "".join(capfd.readouterr())
 
 
 def messages(url: str) -> dict[str, Any]:
