@@ -12,8 +12,7 @@ class InputSource(BaseModel):
 
     dataset: str | None = Field(
         default=None,
-        description="validated-dataset folder, or a jsonl, json, csv or parquet file (the former also as .gz or .zst), here "
-        "or at an fsspec URL",
+        description="validated-dataset folder, or a jsonl, json, csv (also .gz, .zst) or parquet file, here or at an fsspec URL",
     )
     image_root: str | None = Field(
         default=None,
