@@ -19,7 +19,8 @@ from PIL import Image
 
 from yivl_core.data.decoding import DecodedImage, Depth, ImageError, decode_image, inspect_image
 from yivl_core.data.findings import shown
-from yivl_core.data.image_cache import ImageCache, is_blob
+from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.kept_images import find_kept
 from yivl_core.data.public_urls import public_url
 from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
 from yivl_core.errors import FileTooLargeError, StorageError
@@ -101,7 +102,7 @@ class ImageStore:
         """
         if image.listed is not None:
             return image.listed
-        image = self._whereabouts(image)
+        image = find_kept(image, self._cache)
         if image.data is not None:
             self._refuse_size(image, len(image.data))
             return StoredFile(image.address, len(image.data), self.digest(image), None)
@@ -221,7 +222,7 @@ class ImageStore:
     @contextmanager
     def _opened(self, image: ImageReference) -> Iterator[tuple[Content, str, str | None]]:
         """An image's bytes, for reading at any place, where they are from, and the state of the file on this machine."""
-        image = self._whereabouts(image)
+        image = find_kept(image, self._cache)
         if image.data is not None:
             self._refuse_size(image, len(image.data))
             yield io.BytesIO(image.data), image.address, None
@@ -234,19 +235,6 @@ class ImageStore:
             status = os.fstat(file.fileno())
             self._refuse_size(image, status.st_size)
             yield _in_memory(file, status.st_size), path, file_on_disk(image.address, status).state
-
-    def _whereabouts(self, image: ImageReference) -> ImageReference:
-        """The image; one that belongs into a cache and is not where it was, as the cache of this machine has it."""
-        if image.sha256 is None or not _is_kept(image):
-            return image
-        if image.fetched_url is None and os.access(image.address, os.R_OK):
-            return image
-        path = None if self._cache is None else self._cache.find_content(image.sha256)
-        if path is None:
-            place = "" if self._cache is None else f", nor in the cache ({self._cache.files.path})"
-            message = f"image {shown(image.uri)} is no longer there ({public_url(image.address)}){place}"
-            raise ImageError("image_missing", message, "validate the dataset again, or name the cache that has it")
-        return replace(image, address=str(path), root=path.parent)
 
     def _read_remote(self, image: ImageReference) -> bytes:
         try:
@@ -351,13 +339,6 @@ def _kind_of(cause: BaseException | None) -> str | None:
 
 
 _KINDS_BY_ANSWER = {"KeyTooLongError": "image_missing", "InvalidObjectState": "permission_denied"}
-
-
-def _is_kept(image: ImageReference) -> bool:
-    """Whether an image of known content belongs into a cache: it was fetched, or a dataset itself had held it."""
-    if image.data is not None:
-        return False
-    return image.fetched_url is not None or (isinstance(image.root, Path) and is_blob(image.address, image.sha256 or ""))
 
 
 def _below(root: str, address: str) -> str:

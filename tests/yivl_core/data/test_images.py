@@ -3,14 +3,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageReference, ImageStore
 from yivl_core.errors import StorageError
 
@@ -242,39 +240,6 @@ def test_a_digest_is_no_key_to_a_file_that_one_does_not_know(root: Path) -> None
     with pytest.raises(ImageError) as caught:
         ImageStore().load(guess)
     assert caught.value.kind == "image_changed"
-
-
-def test_an_image_that_was_fetched_is_found_in_any_cache_that_has_it(tmp_path: Path, make_png: Callable[[int], bytes]) -> None:
-    kept = ImageCache(tmp_path / "cache").add_bytes(make_png(1))
-    uri = "https://ann:pw@example.com/a.png"
-    noted = ImageReference(uri="a.png", address=str(kept.path), root=kept.path.parent, sha256=kept.sha256)
-    named = ImageReference(uri="a.png", address=uri, root=tmp_path, sha256=kept.sha256)
-    assert ImageStore().load(noted).info.path == str(kept.path)
-    moved = ImageCache((tmp_path / "cache").rename(tmp_path / "moved"))
-    for image in (noted, named, dataclasses.replace(named, address="a.png", root="https://example.com/in")):
-        assert ImageStore(cache=moved).load(image).info.path == str(moved.find_content(kept.sha256))
-        assert ImageStore(cache=moved).find(image).num_bytes == kept.num_bytes
-    other = ImageStore(cache=ImageCache(tmp_path / "other"))
-    for image, place in ((noted, str(kept.path)), (named, "https://example.com/a.png")):
-        with pytest.raises(ImageError) as caught:
-            other.load(image)
-        assert caught.value.kind == "image_missing"
-        assert str(caught.value) == (
-            f'image "a.png" is no longer there ({place}), nor in the cache ({tmp_path / "other"}); '
-            "validate the dataset again, or name the cache that has it"
-        )
-    with pytest.raises(ImageError, match=r"is no longer there \(.*\); validate the dataset again"):
-        ImageStore().load(noted)
-
-
-def test_a_file_of_this_machine_that_is_gone_is_not_looked_for_in_a_cache(root: Path, tmp_path: Path) -> None:
-    cache = ImageCache(tmp_path / "cache")
-    sha256 = cache.add_bytes((root / "a.png").read_bytes()).sha256
-    (root / "a.png").unlink()
-    named_so = f"blobs/{sha256[:2]}/{sha256}"
-    for image in (reference(root, "a.png", sha256), reference(root, named_so, sha256)):
-        with pytest.raises(ImageError, match="correct the address"):
-            ImageStore(cache=cache).load(image)
 
 
 @pytest.mark.parametrize(
