@@ -10,6 +10,7 @@ from tasks.caching import CACHED_TASK, CORE_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.data.inputs import InputSource, input_digest
+from yivl_core.data.url_settings import UNDECIDING_URL_SETTINGS
 from yivl_core.doors import ShardedInferenceConfig
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary, find_input
 from yivl_core.model.files import adapter_digest, checkpoint_digest
@@ -20,7 +21,9 @@ from yivl_core.settings import narrow
 from yivl_core.storage import join
 
 NUM_SAMPLE_PREDICTIONS = 20
-_NOT_CONTENT = frozenset({"model", "adapter", "output", "resume", "as_planned", "shard", "max_failures", "contact_sheet"})
+_NOT_CONTENT = UNDECIDING_URL_SETTINGS | {
+    "model", "adapter", "output", "resume", "as_planned", "shard", "max_failures", "contact_sheet",
+}  # fmt: skip
 
 
 def inference_key(config: InferenceConfig, data: str | None = None) -> str:

@@ -2,10 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 NUM_AHEAD = 64
 # Of files that items hold or are going to; one larger item goes alone.
@@ -15,6 +15,14 @@ NUM_REQUESTS = 32
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Pending(Protocol[Result_co]):
+    """What will have a result, as a `Future`."""
+
+    def result(self) -> Result_co:
+        """The result, which is waited for."""
 
 
 def _nothing_held(_: object) -> int:
@@ -40,14 +48,24 @@ def work_ahead(
     Raises:
         Exception: what `work` raises, when its result's turn comes.
     """
+    return results_ahead(lambda item: pool.submit(work, item), items, num_ahead, num_bytes)
+
+
+def results_ahead(
+    submit: Callable[[Item], Pending[Result]],
+    items: Iterable[Item],
+    num_ahead: int = NUM_AHEAD,
+    num_bytes: Callable[[Item], int] = _nothing_held,
+) -> Iterator[Result]:
+    """As `work_ahead`, where `submit` has the work begun."""
     source = iter(items)
-    futures: deque[tuple[Future[Result], int]] = deque()
+    futures: deque[tuple[Pending[Result], int]] = deque()
     held = 0
     while True:
         room = max(0, num_ahead - len(futures))
         for item in islice(source, room if held < MAX_BYTES_AHEAD else 0):
             size = num_bytes(item)
-            futures.append((pool.submit(work, item), size))
+            futures.append((submit(item), size))
             held += size
             if held >= MAX_BYTES_AHEAD:
                 break

@@ -72,17 +72,19 @@ def test_the_source_of_the_core_is_part_of_every_key(monkeypatch):
 def test_predictions_are_known_by_content_and_settings(tiny_checkpoint, dataset, tmp_path):
     config = InferenceConfig(model=str(tiny_checkpoint), dataset=dataset, output="here")
     key = inference_key(config)
-    same = narrow(config, InferenceConfig, dataset=validated(tmp_path / "b", "white"), output="there", resume=True)
+    how = {"output": "there", "resume": True, "cache": "there", "offline": True, "fetch": {"num_tries": 1}}
+    same = narrow(config, InferenceConfig, dataset=validated(tmp_path / "b", "white"), **how)
     others = [
         {"max_new_tokens": 3},
         {"limit": 1},
         {"shard_size": 7},
+        {"allow_url": ("https://",)},
         {"model": changed_weights(tiny_checkpoint, tmp_path / "changed")},
         {"dataset": validated(tmp_path / "c", "black")},
     ]
     keys = {inference_key(narrow(config, InferenceConfig, **changes)) for changes in others}
     assert inference_key(same) == key
-    assert len({key, *keys}) == 6
+    assert len({key, *keys}) == 7
     assert inference_key(config, data="known otherwise") not in {key, *keys}
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from yivl_core.data.fetch_limits import FetchLimits
 from yivl_core.data.presets import find_question
+from yivl_core.data.url_settings import UNDECIDING_URL_SETTINGS, UrlSettings
 
 Purpose = Literal["training", "inference"]
 
@@ -14,13 +14,11 @@ Purpose = Literal["training", "inference"]
 MAX_PIXELS_LIMIT = 178_956_970
 
 # Settings that change nothing in a result: where it goes, how fast it is made, and where images are kept.
-UNDECIDING = frozenset({"output", "num_workers", "cache", "fetch", "offline", "refresh_urls", "max_worker_bytes"})
+UNDECIDING = UNDECIDING_URL_SETTINGS | {"output", "num_workers", "max_worker_bytes"}
 
 
-class ValidationSettings(BaseModel):
+class ValidationSettings(UrlSettings):
     """How a dataset is validated, whatever it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     columns: tuple[str, ...] = Field(
         default=(),
@@ -50,18 +48,6 @@ class ValidationSettings(BaseModel):
         description="what is done about a kind of finding, as KIND=stop, KIND=quarantine or KIND=warn; "
         "default: errors are quarantined, warnings told",
     )
-    allow_url: tuple[str, ...] = Field(
-        default=(),
-        description="what may be fetched: https:// (any public host), https://HOST, http://HOST:PORT (also a private one), "
-        "s3://BUCKET; default: nothing",
-    )
-    cache: str | None = Field(
-        default=None,
-        description="folder that keeps fetched images, and what was found out about others; default: as of `yivl cache`",
-    )
-    offline: bool = Field(default=False, description="take allowed URLs from the cache, and open no connection")
-    refresh_urls: bool = Field(default=False, description="ask the servers of cached images whether they have changed")
-    fetch: FetchLimits = Field(default_factory=FetchLimits, description="limits of fetching")
     image_depth: Literal["full", "header"] = Field(
         default="full",
         description="full: images are decoded, header: only their headers are read, which does not show that a file is cut off",

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from yivl_core.data.public_urls import redact_urls
+
 Severity = Literal["error", "warning"]
 
 KINDS: dict[str, str] = {
@@ -60,6 +62,7 @@ WARNING_KINDS = frozenset(
 )
 
 _MAX_SHOWN_CHARS = 80
+_MAX_READ_CHARS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +137,11 @@ def row_too_long(max_bytes: int) -> Finding:
 
 
 def shown(value: Any) -> str:
-    """A JSON value as a message shows it: in JSON, on one line, and never long."""
+    """A JSON value as a message shows it: in JSON, on one line, never long, and without the secrets of URLs."""
     if isinstance(value, str):
-        value = value[: _MAX_SHOWN_CHARS + 1]
+        value = redact_urls(value[:_MAX_READ_CHARS])[: _MAX_SHOWN_CHARS + 1]  # in this order: half a URL cannot be told
     text = json.dumps(value, ensure_ascii=False)
     if not text.isprintable():
         text = json.dumps(value)
+    text = redact_urls(text[:_MAX_READ_CHARS])
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"

@@ -203,6 +203,11 @@ class UrlClaim:
         self._cache.files.write(entry.model_dump_json().encode(), URLS, self._name)
 
 
+def is_blob(path: str, sha256: str) -> bool:
+    """Whether this is where a cache, wherever it is, keeps this content."""
+    return path.startswith("/") and path.endswith(f"/{BLOBS}/{sha256[:2]}/{sha256}")
+
+
 def read_entry(files: SharedFolder, place: str) -> UrlEntry | None:
     """What is noted of a URL, by the place of the note; None where there is none, or a damaged one.
 

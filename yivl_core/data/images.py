@@ -1,8 +1,8 @@
 """Image addresses -> pixels: what may be opened, what it has to be, and how it is read.
 
 An address is relative to its root: a folder of this machine, or one on an object store (an fsspec URL) that the user has named
-himself; other URLs are refused. A path may not leave its root, which on this machine is checked on the resolved path before
-anything is opened. `ImageStore` is the place where fetching and a cache belong.
+himself; other URLs are refused: who may fetch them gives the place in the cache. A path may not leave its root, which on this
+machine is checked on the resolved path before anything is opened.
 """
 
 import errno
@@ -19,6 +19,9 @@ from PIL import Image
 
 from yivl_core.data.decoding import DecodedImage, Depth, ImageError, decode_image, inspect_image
 from yivl_core.data.findings import shown
+from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.kept_images import find_kept
+from yivl_core.data.public_urls import public_url
 from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
 from yivl_core.errors import FileTooLargeError, StorageError
 from yivl_core.listing import StoredFile, file_on_disk, file_state
@@ -72,11 +75,13 @@ class ImageStore:
     Args:
         max_pixels: most pixels (width x height) of an image; a larger one is refused before it is decoded.
         max_bytes: most bytes of a file; a larger one is refused before it is read.
+        cache: where images of known content that had been fetched are, if they are not where they were; None: nowhere.
     """
 
-    def __init__(self, max_pixels: int = 64_000_000, max_bytes: int = 1 << 29) -> None:
+    def __init__(self, max_pixels: int = 64_000_000, max_bytes: int = 1 << 29, cache: ImageCache | None = None) -> None:
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
+        self._cache = cache
         self._real_roots: dict[Path, str] = {}
 
     def resolve(self, image: ImageReference) -> Path:
@@ -97,6 +102,7 @@ class ImageStore:
         """
         if image.listed is not None:
             return image.listed
+        image = find_kept(image, self._cache)
         if image.data is not None:
             self._refuse_size(image, len(image.data))
             return StoredFile(image.address, len(image.data), self.digest(image), None)
@@ -219,6 +225,7 @@ class ImageStore:
     @contextmanager
     def _opened(self, image: ImageReference, resolved: Path | None = None) -> Iterator[tuple[Content, str, str | None]]:
         """An image's bytes, for reading at any place, where they are from, and the state of the file on this machine."""
+        image = find_kept(image, self._cache)
         if image.data is not None:
             self._refuse_size(image, len(image.data))
             yield io.BytesIO(image.data), image.address, None
@@ -253,7 +260,7 @@ class ImageStore:
         address = _below(image.root, image.address)
         refuse_address(address)
         if address.startswith("/"):
-            raise path_escape(image.address, f"leads out of {image.root}")
+            raise path_escape(image.address, f"leads out of {public_url(image.root)}")
         if "?versionId=" in address:  # which the client of S3 takes for a part of the request
             message = f"image {shown(image.uri)} has ?versionId= in its name"
             raise ImageError("image_missing", message, "give the file another name")

@@ -11,7 +11,8 @@ class InputSource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: str | None = Field(
-        default=None, description="validated-dataset folder, or a jsonl, json, csv or parquet file, here or at an fsspec URL"
+        default=None,
+        description="validated-dataset folder, or a jsonl, json, csv (also .gz, .zst) or parquet file, here or at an fsspec URL",
     )
     image_root: str | None = Field(
         default=None,
@@ -21,7 +22,7 @@ class InputSource(BaseModel):
     images: str | None = Field(
         default=None,
         description="folder of images, with its subfolders, or a glob pattern, here or at an fsspec URL; or a text file with one "
-        "path a line, or parquet files that hold the images",
+        "path or URL a line, or parquet files that hold the images",
     )
     prompt: str | None = Field(default=None, description="what to ask about each image of `images`")
     task: Task | None = Field(default=None, description="in place of a prompt: ask what this task needs")

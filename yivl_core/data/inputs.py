@@ -23,7 +23,7 @@ from yivl_core.data.image_folders import find_files, find_root
 from yivl_core.data.images import EXTENSIONS, ImageError, ImageReference, ImageStore
 from yivl_core.data.input_source import InputSource
 from yivl_core.data.parquet_rows import count_parquet_rows, is_parquet
-from yivl_core.data.reading import InputRow, open_root, read_rows, readable, references, to_folder
+from yivl_core.data.reading import InputRow, open_root, read_rows, readable, readable_url, references, to_folder
 from yivl_core.data.records import ImageCountError, Record, conversation
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
@@ -86,7 +86,8 @@ def input_digest(source: InputSource) -> str:
     sizes and times of change count (on an object store the ETag), not the content, since reading a million images only for this
     would be dear: a copy with new times has another digest, and an image that was replaced by one of the same size and time is
     not noticed. An image that cannot be used counts as such. One whose sha256 an earlier validation has noted counts by that
-    note: it is checked when the image is loaded.
+    note: it is checked when the image is loaded. One behind a URL counts by the URL as it may be stored, whatever that leads to:
+    without user, password and the values of secret parameters, so that links which are signed again are the same.
 
     Raises:
         ConfigurationError: as `open_input`.
@@ -115,8 +116,8 @@ def row_text(row: InputRow) -> str:
         return canonical_json([row.error_kind, row.text])
     content = record_to_json(row.record)
     if row.images:
-        found = iter(row.images)
-        content["images"] = [None if address is None else next(found).sha256 or address for address in row.record.images]
+        names = (image.sha256 or image.public_name or image.address for image in row.images)
+        content["images"] = [None if address is None else next(names) for address in row.record.images]
     return canonical_json(content)
 
 
@@ -151,20 +152,22 @@ def found_rows(source: Input, store: ImageStore, threads: Executor) -> Iterator[
 
 
 def is_usable(file: StoredFile) -> bool:
-    """Whether what `found_image` tells is a file with content, and not the reason why there is none."""
+    """Whether what `found_image` tells is a file with content, and not a URL, or the reason why there is none."""
     return file.num_bytes > 0
 
 
 def found_image(image: ImageReference, store: ImageStore) -> StoredFile:
-    """What is known of an image without reading it; the reason as its state where it cannot be used.
+    """What is known of an image without reading or fetching it; the reason as its state where it cannot be used.
 
     Raises:
         StorageError: the store failed.
     """
+    if image.public_name is not None:
+        return StoredFile(image.uri, 0, image.public_name, None)
     try:
         return store.find(image)
     except ImageError as cause:
-        return StoredFile(image.address, 0, cause.kind, None)
+        return StoredFile(image.uri if "://" in image.address else image.address, 0, cause.kind, None)
 
 
 class _DatasetFile:
@@ -267,16 +270,45 @@ class ListedImages:
             rows = (self._row(name, line, None) for line, name in _read_list(self._list))
         return _limited(itertools.islice(rows, first, None), self._limit, first)
 
-    def planned_row(self, file: StoredFile, line: int | None) -> InputRow:
-        """The row of a file that was found before, which a list named in this line."""
-        return self._row(file.name, line, file)
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The paths and URLs of a list as they were written, with the numbers of their lines; of a folder nothing.
+
+        Raises:
+            DatasetError, StorageError: the list names nothing, or cannot be read.
+        """
+        return iter(()) if self._list is None else _read_list(self._list)
+
+    def planned_row(self, file: StoredFile, line: int | None, lines: Iterator[tuple[int, str]] | None = None) -> InputRow:
+        """The row of a file that was found before, which a list named in this line.
+
+        Args:
+            file: what was found; of a URL the name is what may be stored of it.
+            line: None for a folder.
+            lines: what `lines` gives, up to an earlier row: where a URL is looked up as it was written; None: it is not.
+
+        Raises:
+            DatasetError: something else stands in that line now.
+            StorageError: the list cannot be read.
+        """
+        row = self._row(file.name, line, file)
+        if lines is None or self._list is None or row.images[0].fetched_url is None:
+            return row
+        row = self._row(next((name for number, name in lines if number == line), ""), line, None)
+        if row.images[0].uri != file.name:
+            raise DatasetError(
+                f"{row.source}: names {shown(row.images[0].uri)}, and {shown(file.name)} was planned; the list was changed: "
+                "bring it back and resume, or start again with an empty output folder"
+            )
+        return row
 
     def _row(self, name: str, line: int | None, file: StoredFile | None) -> InputRow:
         if self._list is None:
-            source = Source(file=readable(join(str(self._root), name)))
+            source = Source(file=readable_url(join(str(self._root), name)))
         else:
-            source = Source(file=readable(self._list), line=line)
-        image = ImageReference(uri=readable(name), address=name, root=self._root, listed=file)
+            source = Source(file=readable_url(self._list), line=line)
+        image = ImageReference(uri=readable_url(name), address=name, root=self._root)
+        if self._list is None or image.fetched_url is None:
+            image = replace(image, listed=file)
         if readable(name) != name:
             finding = error("bad_unicode", f"the file name {name!a} is not UTF-8", "rename the file")
             return InputRow(source=source, findings=(finding,), images=(image,), text=readable(name))
@@ -321,7 +353,7 @@ def _read_list(url: str) -> Iterator[tuple[int, str]]:
                 is_empty = False
                 yield number, name.decode(errors="surrogateescape")
     if is_empty:
-        raise DatasetError(f"{url}: the list names no image; write one path a line")
+        raise DatasetError(f"{readable_url(url)}: the list names no image; write one path a line")
 
 
 def _limited(rows: Iterable[InputRow], limit: int | None, first: int) -> Iterator[InputRow]:

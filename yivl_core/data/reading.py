@@ -31,7 +31,7 @@ from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import is_file, is_local, parent
 
-__all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable"]
+__all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable", "readable_url"]
 
 DEFAULT_MAX_LINE_BYTES = 8_000_000  # room for an image in base64
 
@@ -125,7 +125,7 @@ class RowReader:
             names = ()
         root = None if image_root is None else open_root(image_root)
         return cls(
-            file=public_url(readable(url)) if "://" in url else readable(url),
+            file=readable_url(url),
             folder=to_folder(parent(url)),
             image_root=root,
             purpose=purpose,
@@ -264,3 +264,8 @@ def references(infos: tuple[ImageInfo, ...], image_root: Folder | None) -> tuple
 def readable(path: str) -> str:
     """A path as text that can be stored: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def readable_url(address: str) -> str:
+    """The same of a path or a URL, which is shown without its secrets."""
+    return public_url(readable(address)) if "://" in address else readable(address)

@@ -42,7 +42,8 @@ EXTENSIONS: dict[str, str | None] = {
 Folder = Path | str  # of this machine, or an fsspec URL
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|file:/", re.IGNORECASE)
-_FETCHED_SCHEMES = ("http://", "https://", "s3://")
+_WEB_SCHEMES = ("http://", "https://")
+_FETCHED_SCHEMES = (*_WEB_SCHEMES, "s3://")
 _FETCH_REMEDY = "fetch the image and give the path of the file"
 _DRIVE = re.compile(r"[A-Za-z]:(?:/|$)")
 _NUM_FOLDERS_REMEMBERED = 4096
@@ -83,8 +84,28 @@ class ImageReference:
             return None
         refuse_address(self.address)
         if self.address.startswith("/"):
-            raise path_escape(self.address, f"leads out of {self.root}")
+            raise path_escape(self.address, f"leads out of {public_url(self.root)}")
         return f"{self.root.rstrip('/')}/{self.address}"
+
+    @property
+    def fetched_url(self) -> str | None:
+        """The same, of an image that `ImageStore` does not read by itself, as it does below a root on an object store.
+
+        None for an address that is refused by its form: `ImageStore` will say why.
+        """
+        try:
+            url = self.url if self.listed is None else None
+        except ImageError:
+            return None
+        if url is None or isinstance(self.root, Path) or self.root.lower().startswith(_WEB_SCHEMES):
+            return url
+        return None if url.startswith(self.root.rstrip("/") + "/") else url
+
+    @property
+    def public_name(self) -> str | None:
+        """What stands for the content where that is behind a URL and not known: the URL as it may be stored."""
+        url = self.fetched_url if self.sha256 is None else None
+        return None if url is None else public_url(url)
 
     @property
     def is_remote(self) -> bool:

@@ -1,25 +1,24 @@
-"""The settings of a validation -> what it may fetch, and what fetches it."""
+"""What a user says about URLs -> what may be fetched, and what fetches it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from yivl_core.data.cache_configuration import default_cache_folder
-from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.fetching import UrlFetcher
 from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.url_policy import UrlPolicy
+from yivl_core.data.url_settings import UrlSettings
 from yivl_core.storage import is_local
 
 
-def cache_folder(config: ValidationConfig) -> Path:
+def cache_folder(config: UrlSettings) -> Path:
     """Where fetched images are kept."""
     return default_cache_folder() if config.cache is None else Path(config.cache)
 
 
-def implied_urls(config: ValidationConfig) -> list[str]:
+def implied_urls(named: Iterable[str]) -> list[str]:
     """The places that a user allows by naming a remote image root, or a remote dataset whose images lie beside it."""
-    named = config.dataset if config.image_root is None else (config.image_root,)
     places = []
     for url in named:
         scheme, separator, rest = url.partition("://")
@@ -29,7 +28,7 @@ def implied_urls(config: ValidationConfig) -> list[str]:
 
 
 @contextmanager
-def open_fetcher(config: ValidationConfig, policy: UrlPolicy) -> Iterator[UrlFetcher | None]:
+def open_fetcher(config: UrlSettings, policy: UrlPolicy) -> Iterator[UrlFetcher | None]:
     """What fetches URLs; None where none may be fetched."""
     if policy == UrlPolicy():
         yield None

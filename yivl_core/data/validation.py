@@ -65,7 +65,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     """
     output = _free_output(config)
     policies = Policies.of(config.policy)
-    url_policy = UrlPolicy.of([*config.allow_url, *implied_urls(config)])
+    url_policy = UrlPolicy.of([*config.allow_url, *implied_urls([config.image_root] if config.image_root else config.dataset)])
     pace = Pace()
     files = open_files(config, pace.block_bytes)
     with sole_publisher(output):

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from yivl_core.data.cache_configuration import default_cache_folder
 from yivl_core.data.dataset import RECORDS_NAME, read_records
+from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageInfo, ImageStore
 from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.thumbnails import UNREADABLE, Thumbnail, load_thumbnail
@@ -23,7 +25,7 @@ class Thumbnails:
 
     def __init__(self, dataset: str, sha256s: set[str]) -> None:
         self._images = {image.sha256: image for image in _images(dataset) if image.sha256 in sha256s}
-        self._store = ImageStore()
+        self._store = ImageStore(cache=ImageCache(default_cache_folder()))
 
     def make(self, image: PredictionImage) -> Thumbnail:
         """The picture of an image that a model was shown.

@@ -14,8 +14,11 @@ import torch
 
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
+from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageStore
 from yivl_core.data.inputs import Input, open_input, stated_digest
+from yivl_core.data.url_access import cache_folder, open_fetcher
+from yivl_core.data.url_policy import UrlPolicy
 from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import (
     InferenceConfig,
@@ -23,6 +26,7 @@ from yivl_core.inference.configuration import (
     find_input,
 )
 from yivl_core.inference.failures import FailureLimit, Peekable, VanishedInput
+from yivl_core.inference.fetching_rows import fetch_rows, find_url_policy
 from yivl_core.inference.invariance import find_variant
 from yivl_core.inference.loading import load_engine, plan_engine, require_engine
 from yivl_core.inference.memory import MemoryPlan
@@ -62,7 +66,7 @@ def infer_shards(
     dtype = resolve_dtype(config.dtype, device)
     if _is_to_work(shard_indices):
         start_early(device)
-    base, source, store = open_checkpoint(config.model), find_input(config), _image_store(config)
+    base, source, store, urls = open_checkpoint(config.model), find_input(config), _image_store(config), find_url_policy(config)
     if config.is_split:
         require_split(config)
     else:
@@ -87,7 +91,7 @@ def infer_shards(
     worker = None
     if shards:
         sizes = sizes or _plan_sizes(config, base, device, dtype)
-        worker = _Worker(config, base, sizes, plan, rows, shards, failures, store, device, dtype, on_progress)
+        worker = _Worker(config, base, sizes, plan, rows, shards, failures, store, urls, device, dtype, on_progress)
     if worker and config.verify_invariance:
         worker.probe()
     elif config.verify_invariance and shard_indices is None:
@@ -116,11 +120,13 @@ class _Worker:
         shards: Sequence[Shard],
         failures: FailureLimit,
         store: ImageStore,
+        urls: UrlPolicy,
         device: torch.device,
         dtype: torch.dtype,
         on_progress: OnProgress,
     ) -> None:
         self._config, self._plan, self._source, self._shards, self._on_progress = config, plan, source, shards, on_progress
+        self._urls = urls
         self._num_records = sum(shard.num_records for shard in shards)
         self._failures, self._vanished = failures, VanishedInput()
         self._started = time.perf_counter()
@@ -141,9 +147,10 @@ class _Worker:
         Raises:
             ConfigurationError: some came out differently although the engine should be invariant.
         """
-        rows = planned_rows(self._plan, self._plan.shards, self._source)
-        prepared = (self._preparer.prepare(row) for row in rows)
-        items = list(islice((item for item in prepared if item.inputs is not None), self._config.verify_invariance))
+        with open_fetcher(self._config, self._urls) as fetcher:
+            rows = fetch_rows(planned_rows(self._plan, self._plan.shards, self._source), fetcher)
+            prepared = (self._preparer.prepare(row) for row in rows)
+            items = list(islice((item for item in prepared if item.inputs is not None), self._config.verify_invariance))
         requests = [self._request(item.sample_id, item.inputs) for item in items if item.inputs is not None]
         with self._memory_explained():
             differing = find_variant(self._engine, requests)
@@ -162,8 +169,11 @@ class _Worker:
         self._started = time.perf_counter()
         rows = planned_rows(self._plan, self._shards, self._source)
         fetch = self._preparer.fetch if self._source.is_remote else None
-        with preparing(self._preparer.prepare, self._device, fetch=fetch) as prepare:
-            ready = Peekable(prepare(rows))
+        with (
+            open_fetcher(self._config, self._urls) as fetcher,
+            preparing(self._preparer.prepare, self._device, fetch=fetch) as prepare,
+        ):
+            ready = Peekable(prepare(fetch_rows(rows, fetcher)))
             for shard in self._shards:
                 publish_shard(self._plan, shard, self._answer_all(ready, shard.num_records))
 
@@ -276,9 +286,10 @@ def _prediction(item: PreparedRow, completion: Completion | None, generate_s: fl
 
 
 def _image_store(config: InferenceConfig) -> ImageStore:
-    """With the usual limit on pixels; what validation has let through under a limit of its own is read in any case."""
+    """With the cache, and the usual limit on pixels; what validation has let through under one of its own is read in any case."""
     is_validated = config.load_dataset_config or (config.dataset is not None and is_validated_dataset(config.dataset))
-    return ImageStore(MAX_PIXELS_LIMIT) if is_validated else ImageStore()
+    cache = ImageCache(cache_folder(config))
+    return ImageStore(MAX_PIXELS_LIMIT, cache=cache) if is_validated else ImageStore(cache=cache)
 
 
 def _is_to_work(shard_indices: Sequence[int] | None) -> bool:

@@ -8,25 +8,26 @@ from yivl_core.data.reading import InputRow
 from yivl_core.errors import DatasetError
 from yivl_core.inference.preparation import PlannedRow
 from yivl_core.outputs.input_scan import ShardDigest
+from yivl_core.outputs.record_table import PlannedRecord
 from yivl_core.outputs.shards import Shard, ShardPlan
 
 
 def planned_rows(plan: ShardPlan, shards: Sequence[Shard], source: Input) -> Iterator[PlannedRow]:
     """The rows of shards, which are in record order.
 
-    Files that were listed come from the plan, so that no worker lists a million files for its thousand. Rows of a dataset are
-    read again, and have to say what they said.
+    Files that were listed come from the plan, so that no worker lists a million files for its thousand. Rows of a dataset, and
+    the URLs of a list, are read again, since a plan holds no secrets of URLs; they have to say what they said.
 
     Raises:
-        DatasetError: the dataset has been changed since the split was planned.
+        DatasetError: the dataset or the list has been changed since the split was planned.
         OutputError, StorageError: plan or input cannot be read.
     """
     if isinstance(source, ListedImages):
+        lines = source.lines()
         for shard in shards:
             for index, record in zip(shard.records, plan.records(shard), strict=True):
                 assert record.file is not None
-                row = source.planned_row(record.file, record.line)
-                yield PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
+                yield _planned(index, record, source.planned_row(record.file, record.line, lines))
         return
     if shards:
         place = shards[0].first_record
@@ -47,7 +48,7 @@ def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterato
             yield last
         digest.update(row_text(row))
         num_rows += 1
-        last = PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row)
+        last = _planned(index, record, row)
     if num_rows < shard.num_records:
         raise DatasetError(
             f"the input ends at record {shard.first_record + num_rows}, and the plan counts {plan.num_records}; it was changed "
@@ -60,3 +61,7 @@ def _checked(plan: ShardPlan, shard: Shard, rows: Iterator[InputRow]) -> Iterato
         )
     if last is not None:  # only now, so that a shard of other rows can never be whole
         yield last
+
+
+def _planned(index: int, record: PlannedRecord, row: InputRow) -> PlannedRow:
+    return PlannedRow(record_index=index, occurrence=record.occurrence, was_found=record.is_found, row=row, images=row.images)

@@ -16,12 +16,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
 
 from yivl_core.ahead import NUM_AHEAD, request_threads, work_ahead
-from yivl_core.data.images import ImageError, ImageStore, LoadedImage
+from yivl_core.data.images import ImageError, ImageReference, ImageStore, LoadedImage
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, DatasetError
 from yivl_core.model.config_keys import IMAGE_TOKEN_INDEX
@@ -43,12 +44,19 @@ class PlannedRow:
         occurrence: which row of its name it is, from 1.
         was_found: whether all of its images were there when the split was planned.
         row: as it was read.
+        images: where its images are now: as the row says, or what was fetched of them, or why it could not be.
     """
 
     record_index: int
     occurrence: int
     was_found: bool
     row: InputRow
+    images: tuple[ImageReference | ImageError, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the files of its images take, before they are decoded."""
+        return sum(image.num_bytes for image in self.images if isinstance(image, ImageReference))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +104,10 @@ class RowPreparer:
         Raises:
             StorageError: the store failed.
         """
-        row = planned.row
-        if not any(image.is_remote for image in row.images):
-            return planned
-        return replace(planned, row=replace(row, images=tuple(self._store.fetch(image) for image in row.images)))
+        images = planned.images
+        return replace(
+            planned, images=tuple(self._store.fetch(one) if isinstance(one, ImageReference) else one for one in images)
+        )
 
     def prepare(self, planned: PlannedRow) -> PreparedRow:
         """Everything about a row that needs no model; what is wrong with it becomes its error."""
@@ -109,8 +117,10 @@ class RowPreparer:
         kind, error, inputs = row.error_kind, row.error, None
         if row.record is not None:
             try:
-                for reference in row.images:
-                    images.append(self._store.load(reference))  # noqa: PERF401  (those before one that fails stay known)
+                for reference in planned.images:
+                    if isinstance(reference, ImageError):
+                        raise reference
+                    images.append(self._store.load(reference))  # those before one that fails stay known
                 inputs = self._processor.process(row.record, [image.image for image in images], with_response=False)
                 if len(inputs.input_ids) >= self._max_positions:
                     kind = "too_long"
@@ -119,12 +129,10 @@ class RowPreparer:
                 kind, error = problem.kind, str(problem)
             except DatasetError as problem:
                 kind, error = "unusable_record", str(problem)
-        known = [image.info.sha256 for image in images]
-        digests = known + [image_digest(reference, self._store) for reference in row.images[len(known) :]]
         return PreparedRow(
             record_index=planned.record_index,
             row=_without_data(row),
-            sample_id=numbered(base_sample_id(row, digests), planned.occurrence),
+            sample_id=numbered(base_sample_id(row, self._names(planned, images)), planned.occurrence),
             images=_prediction_images(row, images),
             inputs=inputs if kind is None else None,
             error_kind=kind,
@@ -132,6 +140,12 @@ class RowPreparer:
             has_vanished=kind == "image_missing" and planned.was_found and row.record is not None,
             preprocess_s=time.perf_counter() - started,
         )
+
+    def _names(self, planned: PlannedRow, images: Sequence[LoadedImage]) -> Iterator[str]:
+        """What `image_digest` gave of each image when the split was planned, of those that are loaded without another look."""
+        for reference, found, image in zip_longest(planned.row.images, planned.images, images):
+            known = reference.public_name or (image.info.sha256 if image else None)
+            yield known or image_digest(reference if isinstance(found, ImageError) else found, self._store)
 
 
 def _without_data(row: InputRow) -> InputRow:
@@ -199,7 +213,7 @@ def _ahead(pool: Executor, work: Callable[[Item], Prepared], num_ahead: int, ite
 
 
 def _num_bytes(item: object) -> int:
-    return item.row.num_bytes if isinstance(item, PlannedRow) else 0
+    return item.num_bytes if isinstance(item, PlannedRow) else 0
 
 
 _worker_prepares: Callable[[Any], Any]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.input_source import InputSource
+from yivl_core.data.reading import readable_url
 from yivl_core.errors import OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
 from yivl_core.inference.memory import MemoryPlan
@@ -53,7 +54,8 @@ def find_fingerprint(
 ) -> dict[str, Any]:
     """What decides the rows, but for the digest of the data, which is found when the split is planned.
 
-    Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size.
+    Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size; nor where fetched
+    images are kept, and how.
 
     Args:
         config: of the run.
@@ -69,8 +71,10 @@ def find_fingerprint(
     base_digest = base.digest()
     if config.adapter:
         check_base(Path(config.adapter), base, base_digest)
+    # Only where it is given, so that runs which were begun without it can be gone on with.
+    urls = {"allow_url": sorted(set(config.allow_url))} if config.allow_url else {}
     return {
-        "data": {"prompt": source.question, "limit": source.limit},
+        "data": {"prompt": source.question, "limit": source.limit, **urls},
         "model": {"digest": base_digest},
         "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
@@ -140,12 +144,13 @@ def summarise(
     if not num_missing:
         reasons, kinds, content_digest = _count_all(config.output)
     if content_digest and (has_worked or not _is_told(content_digest, config.output)):
+        paths = config.model_dump(include={"model", "adapter", "dataset", "images"})
         content = {
             "command": "infer",
             "code": code(),
             "environment": environment(),
             "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
-            "paths": config.model_dump(include={"model", "adapter", "dataset", "images"}),
+            "paths": {name: path and readable_url(path) for name, path in paths.items()},
             **plan.fingerprint,
             "invariance": done.invariance,
             "content_digest": content_digest,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from yivl_core.data.images import ImageStore
 from yivl_core.data.inputs import Input
-from yivl_core.data.reading import InputRow
+from yivl_core.data.reading import InputRow, readable_url
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.inference.planned_rows import planned_rows
 from yivl_core.outputs.contact_sheet import SheetRow, chosen_records, write_contact_sheet
@@ -36,7 +36,7 @@ def make_contact_sheet(config: InferenceConfig, plan: ShardPlan, source: Input, 
     settings = {
         "model": config.model,
         "adapter": config.adapter or "",
-        "input": config.images or config.dataset or "",
+        "input": readable_url(config.images or config.dataset or ""),
         "predictions": config.output,
         "content digest": content_digest,
     }

@@ -170,7 +170,8 @@ class _Passes:
 
         def key(numbered: _NumberedRow) -> tuple[int, bytes]:
             number, row = numbered
-            return number, _key(row, [str(found_image(image, self._store).num_bytes) for image in row.images])
+            sizes = [image.public_name or str(found_image(image, self._store).num_bytes) for image in row.images]
+            return number, _key(row, sizes)
 
         return self._counted(self._ahead(key, self._all_rows()), num_rows)
 
@@ -251,14 +252,17 @@ def _known_content(image: ImageReference, file: StoredFile | None) -> tuple[str,
     """How the content of an image is known without reading it, and what is known."""
     if image.sha256 is not None:
         return "sha256", image.sha256
+    if image.public_name is not None:
+        return "url", image.public_name
     assert file is not None
     return ("key", file.content_key) if file.content_key else ("size", str(file.num_bytes))
 
 
 def _content(image: ImageReference, measure: Callable[[ImageReference], str]) -> str:
-    """What stands for an image's content: its digest where that is known, else what `measure` makes of it."""
-    if image.sha256 is not None:
-        return image.sha256
+    """What stands for an image's content: its digest or URL where that is known, else what `measure` makes of it."""
+    known = image.sha256 or image.public_name
+    if known is not None:
+        return known
     try:
         return measure(image)
     except ImageError:

@@ -1,8 +1,8 @@
 """The name of a sample: the same in every run over the same input, wherever the files lie and however the work is split.
 
-It is the record's `id`, else a digest of what the model is shown. Where a name occurs again, the second row gets `#2`, the third
-`#3`. That number depends on the whole input, which the worker of a single shard does not see, so it is found once, when the split
-is planned (`input_scan.py`), and stored beside the plan.
+It is the record's `id`, else a digest of what the model is shown, where of an image behind a URL the URL counts. Where a name
+occurs again, the second row gets `#2`, the third `#3`. That number depends on the whole input, which the worker of a single shard
+does not see, so it is found once, when the split is planned (`input_scan.py`), and stored beside the plan.
 """
 
 from collections.abc import Iterable
@@ -30,9 +30,13 @@ def base_sample_id(row: InputRow, image_digests: Iterable[str]) -> str:
 def image_digest(image: ImageReference, store: ImageStore) -> str:
     """sha256 (hex) of an image's bytes, decodable or not; as validation saw them, or as they are; `unreadable` without any.
 
+    One behind a URL goes by the URL: nobody fetches a million images only to name their records.
+
     Raises:
         StorageError: the disk or network failed.
     """
+    if image.public_name is not None:
+        return image.public_name
     try:
         return store.digest(image)
     except ImageError:

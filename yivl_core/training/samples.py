@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from yivl_core.data.cache_configuration import default_cache_folder
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
+from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageError, ImageInfo, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json
@@ -72,7 +74,7 @@ class SampleReader:
     ) -> None:
         self._arguments = (dataset, checkpoint, limit, features)
         self._dataset, self._checkpoint, self._limit, self._features = self._arguments
-        self._store = ImageStore(MAX_PIXELS_LIMIT)
+        self._store = ImageStore(MAX_PIXELS_LIMIT, cache=ImageCache(default_cache_folder()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SampleReader, self._arguments

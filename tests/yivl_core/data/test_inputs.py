@@ -375,6 +375,21 @@ def test_the_digest_of_a_remote_folder_changes_with_its_files(memory: str) -> No
     assert len(set(digests)) == 3
 
 
+def test_an_image_behind_a_url_counts_by_what_may_be_told_of_the_url(tmp_path: Path) -> None:
+    """Without a question to anybody: nothing listens there."""
+
+    def digest(form: str, url: str) -> str:
+        path = tmp_path / f"a.{form}"
+        path.write_text(json.dumps({"query": "Read.", "images": [url]}) if form == "jsonl" else url)
+        return input_digest(InputSource(dataset=str(path)) if form == "jsonl" else InputSource(images=str(path), prompt="Read."))
+
+    for form in ("jsonl", "txt"):
+        known = digest(form, "http://127.0.0.1:9/a.png?size=1&token=one")
+        assert digest(form, "http://ann:pw@127.0.0.1:9/a.png?size=1&token=two#top") == known
+        others = {digest(form, f"http://127.0.0.1:9/{end}") for end in ("a.png?size=2&token=one", "b.png?size=1&token=one")}
+        assert len(others - {known}) == 2
+
+
 # Questions
 
 

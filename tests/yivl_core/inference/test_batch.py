@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.image_folders import find_files
 from yivl_core.data.images import EXTENSIONS
+from yivl_core.data.url_settings import UrlSettings
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary
@@ -856,5 +857,6 @@ def test_no_setting_is_forgotten_here() -> None:
         *DECIDING, "model", "adapter", "load_dataset_config", "output", "batch_size", "shard_size", "dtype", "device", "resume",
         "dataset", "image_root", "images", "prompt", "limit", "gpu_memory", "batch_invariant", "verify_invariance",
         "quantization", "attention", "task", "language", "subject", "shard", "as_planned", "max_failures", "contact_sheet",
+        *UrlSettings.model_fields,
     }  # fmt: skip
     assert tested == set(InferenceConfig.model_fields)

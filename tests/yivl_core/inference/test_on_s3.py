@@ -1,5 +1,6 @@
 """Folders and outputs on an object store that answers as S3 does, and one that fails."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,21 @@ def test_what_is_wrong_with_one_address_is_an_error_of_its_row(infer: Infer, ima
     fsspec.filesystem("s3").pipe_file(f"{bucket}/list.txt", "\n".join(addresses).encode())
     summary = infer(images=f"{bucket}/list.txt", prompt="What?")
     assert {row.images[0].uri: row.error_kind for row in read_predictions(summary.output)} == addresses
+
+
+def test_objects_that_a_local_file_names_are_fetched_where_they_are_allowed(
+    infer: Infer, images: str, tmp_path: Path, flaky_s3: Any, s3_server: str
+) -> None:
+    lines = [{"query": "What?", "images": [f"{images}/{name}"]} for name in ("0/00.png", "0/00.png", "gone.png", "0/04.png")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"dataset": str(tmp_path / "rows.jsonl"), "cache": str(tmp_path / "cache")}
+    refused = infer(**settings, output="refused")
+    assert refused.num_by_error_kind == {"url_not_allowed": 4}
+    assert flaky_s3.count("GET", ".png") == 0
+    summary = infer(**settings, allow_url=("s3://bucket", s3_server))
+    kinds = [None, None, "image_missing", "not_an_image"]
+    assert [row.error_kind for row in read_predictions(summary.output)] == kinds
+    assert flaky_s3.count("GET", "0/00.png") == 1
 
 
 def test_two_colons_in_a_key_are_a_part_of_it(infer: Infer, folder: Path, bucket: str) -> None:

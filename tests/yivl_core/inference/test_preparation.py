@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from yivl_core.data.findings import Source
-from yivl_core.data.images import ImageReference, ImageStore
+from yivl_core.data.images import ImageError, ImageReference, ImageStore
 from yivl_core.data.inputs import InputSource, open_input
 from yivl_core.data.reading import InputRow
 from yivl_core.errors import ChildFailedError, StorageError
@@ -62,15 +63,18 @@ def same(one: PreparedRow, other: PreparedRow) -> bool:
 def test_rows_from_other_processes_are_those_made_here(shared_data: Path, processor: Processor) -> None:
     source = InputSource(images=str(shared_data / "data" / "awkward"), prompt="What is this?")
     rows = [
-        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row)
+        PlannedRow(record_index=n, occurrence=1 + (n == 1), was_found=True, row=row, images=row.images)
         for n, row in enumerate(open_input(source).rows())
     ]
     assert len(rows) > 20
+    failure = ImageError("fetch_failed", "the server says 500", "try again")
+    rows.append(replace(rows[0], record_index=len(rows), images=(failure,)))
     preparer = RowPreparer(ImageStore(), processor, 1024)
     with preparing(preparer.prepare, BESIDE_A_GPU, num_ahead=7) as prepare:
         found = list(prepare(rows))
     expected = [preparer.prepare(row) for row in rows]
     assert {row.inputs is None for row in expected} == {True, False}
+    assert (expected[-1].error_kind, expected[-1].error) == ("fetch_failed", "the server says 500; try again")
     assert [same(*pair) for pair in zip(found, expected, strict=True)] == [True] * len(rows)
 
 
@@ -83,7 +87,7 @@ def test_rows_that_hold_large_files_are_taken_fewer_ahead(monkeypatch: pytest.Mo
             taken.append(number)
             image = ImageReference(uri="a", address="a", root=Path(), data=bytes(size))
             row = InputRow(source=Source(file="f"), images=(image,))
-            yield PlannedRow(record_index=number, occurrence=1, was_found=True, row=row)
+            yield PlannedRow(record_index=number, occurrence=1, was_found=True, row=row, images=row.images)
 
     with preparing(lambda row: row.record_index, CPU) as prepare:
         seen = [(number, max(taken)) for number in prepare(rows())]

@@ -7,12 +7,18 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from yivl_core.data.configuration import ValidationConfig
+from yivl_core.data.dataset import ValidatedDataset
+from yivl_core.data.images import ImageError
+from yivl_core.data.validation import validate_dataset
 from yivl_core.processing.padding import UnpaddedPixels
 from yivl_core.training.packing import PackedBatch
+from yivl_core.training.samples import SampleReader
 
 SCRIPT = """
 import sys, time
@@ -36,6 +42,23 @@ def is_running(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_images_that_were_fetched_are_found_in_the_cache_of_this_machine(
+    web: Any, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YIVL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "rows.jsonl").write_text(f'{{"query": "a", "response": "b", "images": ["{web.image(1)}"]}}\n')
+    config = ValidationConfig(dataset=(str(tmp_path / "rows.jsonl"),), output=str(tmp_path / "out"), allow_url=(web.url,))
+    assert validate_dataset(config).num_images == 1
+    dataset = ValidatedDataset.open(config.output)
+    before = SampleReader(dataset, tiny_checkpoint, None).load(0)
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    with pytest.raises(ImageError, match=r"rows\.jsonl:1: image .*1\.png\" is no longer there .*; validate the dataset again"):
+        SampleReader(dataset, tiny_checkpoint, None).load(0)
+    monkeypatch.setenv("YIVL_CACHE", str(tmp_path / "moved"))
+    after = SampleReader(dataset, tiny_checkpoint, None).load(0)
+    assert torch.equal(after.pixels.squares(), before.pixels.squares())
 
 
 @pytest.mark.slow
