@@ -24,6 +24,7 @@ def read_jsonl(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
     is_first = True
     for number, line in _numbered_lines(file, max_bytes):
         if line is None:
+            is_first = False
             yield RawRow(line=number, findings=[row_too_long(max_bytes)])
         elif data := line.strip():
             if is_first and data.startswith(b"[") and not data.endswith(b"]"):

@@ -53,7 +53,18 @@ def test_only_a_newline_byte_ends_a_line_and_lines_are_counted_from_one(
 @given(
     lines=st.lists(
         st.sampled_from(
-            [GOOD.encode(), b"", b"  \t", b'{"query": "lone \\r"}\r', b"{", b"x" * 99, b"x" * 100, b"x" * 101 + b"\r", b"\xff"]
+            [
+                GOOD.encode(),
+                b"",
+                b"  \t",
+                b'{"query": "lone \\r"}\r',
+                b"{",
+                b"x" * 99,
+                b"x" * 100,
+                b"x" * 101 + b"\r",
+                b"x" * 99 + b"\r\r",
+                b"\xff",
+            ]
         )
         | st.binary(max_size=30),
         max_size=12,
@@ -70,6 +81,29 @@ def test_lines_in_blocks_are_the_same_rows(
     parts = list(split_lines(str(path), 100, RowOptions(), lambda: block_bytes))
     rows = [row for part in parts for row in (lines_of(part, 100) if isinstance(part, Lines) else [part])]
     assert rows == list(split_raw_rows(str(path), 100))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 18])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a":1}\nxxxxxxxxxx\r\n', [(1, []), (2, [])]),
+        (b'{"a":1}\nxxxxxxxxx\r\r\n', [(1, []), (2, [])]),
+        (b'{"a":1}\nxxxxxxxxxx\r\r\n', [(1, []), (2, ["line_too_long"])]),
+        (b'{"a":1}\nxxxxxxxxxx\r\r', [(1, []), (2, ["line_too_long"])]),
+        (b'{"a":111111}\n[\n{}\n', [(1, ["line_too_long"]), (2, []), (3, [])]),
+    ],
+    ids=["one return", "two in the limit", "two beyond the limit", "two at the end", "a bracket behind a long line"],
+)
+def test_lines_at_the_limit_are_the_same_in_blocks(
+    tmp_path: Path, block_bytes: int, content: bytes, expected: list[tuple[int, list[str]]]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    parts = list(split_lines(str(path), 10, RowOptions(), lambda: block_bytes))
+    rows = [row for part in parts for row in (lines_of(part, 10) if isinstance(part, Lines) else [part])]
+    assert rows == list(split_raw_rows(str(path), 10))
+    assert places(rows) == expected
 
 
 def test_other_formats_have_no_lines_to_be_split_later(tmp_path: Path) -> None:
