@@ -68,10 +68,10 @@ class StrictJsonReader:
         except json.JSONDecodeError as cause:
             raise JsonSyntaxError(_syntax_finding(cause), cause.pos) from cause
         except RecursionError as cause:
-            raise JsonSyntaxError(_too_deep(), position) from cause
+            raise JsonSyntaxError(too_deep(), position) from cause
         num_brackets = text.count("[", position, end) + text.count("{", position, end)
-        if num_brackets > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
-            self._findings.append(_too_deep())
+        if num_brackets > MAX_DEPTH and depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
+            self._findings.append(too_deep())
         return value, end, self._findings
 
     def read_all(self, text: str) -> tuple[Any, list[Finding]]:
@@ -138,6 +138,31 @@ def is_storable(value: Any) -> bool:
     return isinstance(value, str) and not _UNSTORABLE.search(value)
 
 
+def too_deep(place: str = "") -> Finding:
+    """A value that is deeper than `MAX_DEPTH`.
+
+    Args:
+        place: what to call it where it is not the row, such as `meta`.
+    """
+    what = f"in `{place}` lists or objects are" if place else "lists or objects are"
+    return error("invalid_json", f"{what} nested more than {MAX_DEPTH} deep", "store such a value as a string")
+
+
+def depth_exceeds(value: Any, limit: int) -> bool:
+    """Whether lists or objects with something in them are nested more than so deep in a JSON value."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            item
+            for container in level
+            if isinstance(container, (list, dict))
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def _check_string(text: str, name: str) -> Iterator[Finding]:
     if match := _CONTROL_CHAR.search(text):
         message = f"{shown(name)} holds the control character U+{ord(match.group()):04X}"
@@ -156,21 +181,3 @@ def _syntax_finding(cause: json.JSONDecodeError) -> Finding:
     where = f"{place}, before {shown(near)}" if near else f"{place}, where the text ends"
     message = f"this is not JSON: {cause.msg.removesuffix(' at')} {where}"
     return error("invalid_json", message, "write one JSON object a line")
-
-
-def _too_deep() -> Finding:
-    return error("invalid_json", f"lists or objects are nested more than {MAX_DEPTH} deep", "store such a value as a string")
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            item
-            for container in level
-            if isinstance(container, (list, dict))
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-        if not level:
-            return False
-    return True
