@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import error
-from yivl_core.data.raw_row import RawRow
+from yivl_core.data.raw_row import MAX_KEPT_CHARS, RawRow
 from yivl_core.errors import DatasetError
 from yivl_core.storage import open_binary
 
@@ -154,7 +154,7 @@ def _row(number: int, columns: dict[str, Any], name: str, image_columns: Sequenc
         values[field] = [_address(image, f"{name}:{number}", contents) for image in images]
     if isinstance(values.get("history"), list):
         values["history"] = [_round(pair) for pair in values["history"]]
-    text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())
+    text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())[:MAX_KEPT_CHARS]
     return RawRow(line=number, text=text, values=values, num_bytes=sum(map(len, contents.values())), contents=contents)
 
 

@@ -6,15 +6,19 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from yivl_core.data.configuration import Purpose
 from yivl_core.data.raw_row import Lines, RawRow, lines_of, parse_raw_row
 from yivl_core.data.raw_rows import RowOptions, split_lines, split_raw_rows
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, StorageError
 
+PURPOSES: tuple[Purpose, ...] = ("training", "inference")
 GOOD = '{"query": "Read it."}'
 
 
@@ -270,3 +274,23 @@ def test_capital_extensions_are_known_and_a_lost_file_is_a_storage_error(tmp_pat
     assert places(rows_of(tmp_path / "A.JSONL", GOOD)) == [(1, [])]
     with pytest.raises(StorageError, match=r"gone\.jsonl: there is no such file"):
         list(split_raw_rows(str(tmp_path / "gone.jsonl"), 1000))
+
+
+def test_of_every_format_what_is_kept_of_a_row_is_cut(tmp_path: Path) -> None:
+    long = "é" * 5000
+    pq.write_table(pa.table({f"column {number}": [long] for number in range(30)}), tmp_path / "a.parquet")
+    coco = {"images": [{"id": 1, "file_name": long}], "annotations": [{"image_id": 1, "caption": long}]}
+    files: dict[str, bytes] = {
+        "a.jsonl": json.dumps({"query": long}).encode(),
+        "b.jsonl": b"\xff" * 5000,
+        "a.csv": f"query\n{long}\n".encode(),
+        "a.json": json.dumps([{"query": long}]).encode(),
+        "b.json": b'["' + b"\xff" * 5000,
+        "coco.json": json.dumps(coco).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*files, "a.parquet"):
+        for purpose in PURPOSES:
+            raw_rows = split_raw_rows(str(tmp_path / name), 50_000, RowOptions(purpose=purpose))
+            assert [len(parse_raw_row(row, StrictJsonReader()).text) for row in raw_rows] == [2000], name
