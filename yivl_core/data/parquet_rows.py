@@ -126,16 +126,16 @@ class _Unreadable:
 
 def _values(column: pa.Array) -> list[Any]:
     try:
-        values: list[Any] = column.to_pylist(maps_as_pydicts="lossy")
-    except (ValueError, OverflowError):
+        values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
         values = [_value(scalar) for scalar in column]
     return values
 
 
 def _value(scalar: pa.Scalar) -> Any:
     try:
-        return scalar.as_py(maps_as_pydicts="lossy")
-    except (ValueError, OverflowError) as cause:
+        return scalar.as_py(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError) as cause:
         return _Unreadable(cause)
 
 
