@@ -49,6 +49,17 @@ _ROWS: tuple[dict[str, Any], ...] = (
     {"conversation": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}], "video": "v.mp4"},
     {"instruction": "a", "input": "b", "output": "c", "system": "s", "history": [["d", "e"]], "images": ["a.png", None]},
     {"question": "a", "meta": {"path": "a.png"}, "answer": {"text": "b"}},
+    {"messages": [{"role": "user", "content": [{"type": "image", "file_id": "f"}, {"image": "a.png"}, {"text": "a"}]}]},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [_PART, {"type": "text", "text": "b"}]}]},
+    {
+        "query": "a",
+        "images": ["a.png"],
+        "validated": {
+            "file": "a.jsonl",
+            "line": 3,
+            "images": [{"path": "/x/a.png", "sha256": "0", "width": 2, "height": 3, "mode": "L", "num_bytes": 4}],
+        },
+    },
     {"query": "a", "images": ["https://ann:pw@host/a.png?token=x#y", "data:image/png;base64,iVBORw0KGgo=", "s3://b/k", "../x"]},
 )
 

@@ -4,8 +4,8 @@
     python tests/fuzz/fuzz_validation.py --target rows --replay /tmp/corpus/rows
 
 Targets: `rows`, files of every format; `formats`, rows of any shape; `images`. What has to hold of them stands in
-`row_target.py`, `format_target.py` and `image_target.py`. The first run writes seeds into the corpus, also from YIVL_TEST_DATA;
-later runs go on with what was found. An input that fails is left in the current folder, and is run again by `--replay FILE`.
+`row_target.py`, `format_target.py` and `image_target.py`. Seeds are written into the corpus, also from YIVL_TEST_DATA;
+a later run goes on with what was found. An input that fails is left in the current folder, and is run again by `--replay FILE`.
 
 Needs atheris (the extra `fuzz`) but for `--replay`, which gives coverage:
 
@@ -117,8 +117,6 @@ def _fuzz(arguments: argparse.Namespace, folder: Path) -> None:
 
 def _write_seeds(target: "Target", corpus: Path) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
-    if any(corpus.iterdir()):
-        return
     for seed in target.seeds():
         (corpus / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,35 @@ def _as_parquet(data: bytes) -> bytes:
     """JSON rows as a parquet file; bytes that make none as they are, which is a damaged one."""
     try:
         values = [json.loads(line) for line in data.split(b"\n") if line.strip()]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([value for value in values if isinstance(value, dict)]), sink, row_group_size=2)
+        return _parquet(pa.Table.from_pylist([value for value in values if isinstance(value, dict)]))
     except (ValueError, RecursionError, OverflowError, TypeError, pa.ArrowException):
         return data
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=2, compression="none", use_dictionary=False)
     return sink.getvalue()
+
+
+def _tables() -> Iterator[pa.Table]:
+    """Parquet files of what JSON does not know: images as bytes, times, decimals, text that is not UTF-8, maps."""
+    image = io.BytesIO()
+    Image.new("RGB", (12, 9), "green").save(image, "PNG")
+    data = image.getvalue()
+    queries = ["a", "b <image>", "c"]
+    struct = [{"bytes": data, "path": "x.png"}, {"bytes": data, "path": None}, {"bytes": None, "path": "a.png"}]
+    yield pa.table({"query": queries, "image": [data, b"no image", None]})
+    yield pa.table({"query": queries, "images": struct})
+    yield pa.table({"query": queries, "images": [struct, [struct[0], struct[0]], []]})
+    yield pa.table(
+        {"query": queries, "images": ["a.png", "b.png", None], "history": [[{"query": "a", "response": "b"}], [], None]}
+    )
+    times = pa.array([0, 2**62, None], pa.timestamp("us"))
+    yield pa.table({"query": queries, "time": times, "price": [Decimal("1.50"), None, Decimal("-2.00")]})
+    yield pa.table({"query": pa.array([b"a", b"\xff", b"c"]).view(pa.string()), "nan": [0.5, float("nan"), float("inf")]})
+    yield pa.table({"query": queries, "map": pa.array([[("k", 1), ("k", 2)], [], None], pa.map_(pa.string(), pa.int64()))})
+    yield pa.table({"query": pa.array([], pa.string())})
 
 
 FILES: tuple[tuple[str, Callable[[bytes], bytes]], ...] = (
@@ -209,7 +234,11 @@ class RowTarget:
         yield bytes([GZIP, 0]) + _with_gzip(jsonl)
         yield bytes([ZSTD, 0]) + _with_zstd(jsonl)
         yield bytes([JSON_IN_GZIP, 0]) + document
-        yield bytes([PARQUET, 0]) + _as_parquet(jsonl)
+        for table in _tables():
+            yield bytes([PARQUET, 0]) + _parquet(table)
+        for number in ("1" * 300, '"' + "x\\" * 100 + '"', "{}"):
+            yield bytes([JSON, 6]) + f'[{number}, {{"query": "a"}}]'.encode()
+            yield bytes([JSON, 6]) + f'{{"images": [], "info": {number}, "annotations": {number}, "images": 7}}'.encode()
         for path in sorted(self._samples.rglob("*.jsonl")) if self._samples is not None else ():
             if path.stat().st_size <= MAX_SEED_BYTES:
                 for number in (JSONL, JSON, 6):
