@@ -23,7 +23,7 @@ from PIL import Image
 
 from yivl_core.data import json_document
 from yivl_core.data.column_mapping import ColumnMapping
-from yivl_core.data.compression import is_compressed
+from yivl_core.data.compression import data_suffix, is_compressed
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.dataset import parse_line
 from yivl_core.data.image_checks import ImageChecker
@@ -170,7 +170,10 @@ class RowTarget:
             rows, damage = _rows_and_damage(split_raw_rows(url, options.max_line_bytes, options.of_rows))
             assert damage is None or is_compressed(url) or name.endswith(".parquet"), damage
             _check_raw_rows(rows, in_order=not is_annotated(url))
-            _check_blocks(url, options, rows, damage)
+            if data_suffix(url) == ".jsonl":
+                _check_blocks(url, options, rows, damage)
+            elif name.endswith(".parquet"):
+                _check_start(url, options, rows)
             reader = RowReader.of_file(
                 url, None, options.purpose, options.query, max_line_bytes=options.max_line_bytes, mapping=options.mapping
             )
@@ -282,18 +285,22 @@ def _check_raw_rows(rows: Sequence[RawRow], *, in_order: bool) -> None:
 
 
 def _check_blocks(url: str, options: _Options, rows: Sequence[RawRow], damage: str | None) -> None:
-    """Lines that are split later are the same, and so are rows behind the first ones."""
+    """Lines that are split later are the same rows."""
 
     def split() -> Iterator[RawRow]:
         for part in split_lines(url, options.max_line_bytes, options.of_rows, lambda: options.window_bytes):
             yield from lines_of(part, options.max_line_bytes) if isinstance(part, Lines) else [part]
 
     again, damage_again = _rows_and_damage(split())
+    assert damage == damage_again
     # Of a damaged file the lines before the damage come in blocks, the last of which is not full.
-    assert again == list(rows) if damage is None else again == list(rows[: len(again)])
-    assert (damage is None) == (damage_again is None)
+    assert again == rows if damage is None else again == rows[: len(again)]
+
+
+def _check_start(url: str, options: _Options, rows: Sequence[RawRow]) -> None:
+    """Reading may begin at any row."""
     later, _ = _rows_and_damage(split_raw_rows(url, options.max_line_bytes, options.of_rows, first=2))
-    assert later == list(rows[2:]) or not any(row.line for row in rows)
+    assert later == rows[2:] or not any(row.line for row in rows)
 
 
 def _check_no_line_is_lost(content: bytes, rows: Sequence[RawRow]) -> None:
