@@ -7,13 +7,15 @@ a later writer would fail on it. Text that cannot be stored (control characters,
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from yivl_core.data.findings import Finding, error, shown
 
 MAX_DEPTH = 64  # records need three levels; far below what makes Python's own JSON code run out of stack
 
+_MAX_NAME_CHARS = 200  # of a place in a value, or each item behind a long key would cost the length of that
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 # Tab and line ends are text. U+0080-U+009F are left alone: they come with text that was converted from old encodings.
 _CONTROL_CHAR = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -90,8 +92,7 @@ class StrictJsonReader:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = first_twice([name for name, _ in pairs])
             self._findings.append(
                 error("duplicate_key", f"the key {shown(twice)} stands twice in one object", "keep one of them")
             )
@@ -115,6 +116,12 @@ class StrictJsonReader:
             return 0
 
 
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first of some names that comes again later; None where each comes once."""
+    counts = Counter(names)
+    return next((name for name in names if counts[name] > 1), None)
+
+
 def check_text(value: Any, name: str) -> Iterator[Finding]:
     """What in a value's strings and keys cannot be stored as UTF-8 text or breaks the programs that read it later.
 
@@ -122,6 +129,7 @@ def check_text(value: Any, name: str) -> Iterator[Finding]:
         value: any JSON value, at most `MAX_DEPTH` deep.
         name: what to call it in messages, such as `query`.
     """
+    name = name[:_MAX_NAME_CHARS]
     if isinstance(value, str):
         yield from _check_string(value, name)
     elif isinstance(value, list):

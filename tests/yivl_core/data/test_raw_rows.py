@@ -3,6 +3,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -294,3 +295,19 @@ def test_of_every_format_what_is_kept_of_a_row_is_cut(tmp_path: Path) -> None:
         for purpose in PURPOSES:
             raw_rows = split_raw_rows(str(tmp_path / name), 50_000, RowOptions(purpose=purpose))
             assert [len(parse_raw_row(row, StrictJsonReader()).text) for row in raw_rows] == [2000], name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_name_that_comes_twice_among_very_many_is_found_at_once(tmp_path: Path, name: str) -> None:
+    names = [str(number) for number in range(50_000)] + ["twice", "twice"]
+    text = "query," + ",".join(names) if name == "a.csv" else "{" + ",".join(f'"{name}":0' for name in names) + "}"
+    start = time.process_time()
+    assert places(rows_of(tmp_path / name, text, 1_000_000)) == [(None if name == "a.csv" else 1, ["duplicate_key"])]
+    assert time.process_time() - start < 3
+
+
+def test_a_cell_may_be_as_long_as_a_row(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.csv", "query,images\na," + "b" * 300_000 + "\n", 400_000)
+    assert [finding.message[:30] for finding in row.findings] == ['the cell of `images` is "bbbbb']
+    (row,) = rows_of(tmp_path / "a.csv", "query,response\na," + "b" * 300_000 + "\n", 400_000)
+    assert row.values == {"query": "a", "response": "b" * 300_000}
