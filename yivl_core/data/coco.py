@@ -20,7 +20,7 @@ from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, error, wrong_type
 from yivl_core.data.json_items import named_items
 from yivl_core.data.presets import find_question
-from yivl_core.data.raw_row import RawRow, parse_raw_row
+from yivl_core.data.raw_row import MAX_KEPT_CHARS, RawRow, parse_raw_row
 from yivl_core.data.strict_json import StrictJsonReader, check_text, is_storable
 from yivl_core.temporary_tables import temporary_database
 
@@ -180,7 +180,7 @@ def _training_rows(database: sqlite3.Connection, question: str) -> Iterator[RawR
         values = {"query": question, "response": caption, "images": [file_name], "cluster_id": _shown_id(image)}
         if key is not None:
             values["id"] = _shown_id(key)
-        yield RawRow(line=line, text=caption, values=values, num_bytes=len(caption))
+        yield RawRow(line=line, text=caption[:MAX_KEPT_CHARS], values=values, num_bytes=len(caption))
 
 
 def _inference_rows(database: sqlite3.Connection, question: str) -> Iterator[RawRow]:
@@ -196,7 +196,7 @@ def _inference_rows(database: sqlite3.Connection, question: str) -> Iterator[Raw
         }
         if captions:
             values["response"], *values["references"] = captions
-        yield RawRow(line=line, text=file_name, values=values, num_bytes=sum(map(len, captions)))
+        yield RawRow(line=line, text=file_name[:MAX_KEPT_CHARS], values=values, num_bytes=sum(map(len, captions)))
 
 
 def _stray(line: int, key: str | None, image: str) -> RawRow:

@@ -10,11 +10,10 @@ import re
 from typing import IO
 
 from yivl_core.data.findings import error, row_too_long
-from yivl_core.data.raw_row import RawRow
+from yivl_core.data.raw_row import MAX_KEPT_CHARS, RawRow
 from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
 
 _BLOCK_BYTES = 1 << 18
-MAX_KEPT_CHARS = 2000  # of an item with a finding, for the quarantine
 _NUM_CHARS_AT_CUT = 2 * len(r"\uD83D")  # of what tells of an error where the window ends, and none may be
 _NUM_CHARS_OF_EXPONENT = len("e+")  # which are not read as part of a number unless a digit follows
 _COMMA = re.compile(r"[ \t\n\r]*,[ \t\n\r]*")
@@ -213,4 +212,4 @@ def _may_be_cut_off(cause: json.JSONDecodeError) -> bool:
 
 
 def _storable(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")[:MAX_KEPT_CHARS]

@@ -13,8 +13,8 @@ from collections.abc import Container, Iterator
 from typing import IO
 
 from yivl_core.data.findings import error, shown
-from yivl_core.data.json_document import MAX_KEPT_CHARS, BrokenDocumentError, JsonDocument, broken
-from yivl_core.data.raw_row import RawRow
+from yivl_core.data.json_document import BrokenDocumentError, JsonDocument, broken
+from yivl_core.data.raw_row import MAX_KEPT_CHARS, RawRow
 
 _TAIL = "write a comma, or {} at the end of the {}"
 

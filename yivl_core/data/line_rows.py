@@ -12,7 +12,7 @@ from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import Finding, error, row_too_long, shown
 from yivl_core.data.formats import detect_format
 from yivl_core.data.raw_row import MAX_KEPT_CHARS, Lines, RawRow, about_file, decode_row
-from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader
+from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader, first_twice
 
 JSON_COLUMNS = frozenset({"history", "images", "references", "meta", "messages", "conversations"})
 
@@ -24,6 +24,7 @@ def read_jsonl(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
     is_first = True
     for number, line in _numbered_lines(file, max_bytes):
         if line is None:
+            is_first = False
             yield RawRow(line=number, findings=[row_too_long(max_bytes)])
         elif data := line.strip():
             if is_first and data.startswith(b"[") and not data.endswith(b"]"):
@@ -61,6 +62,7 @@ def read_line_blocks(num_bytes: Callable[[], int], file: IO[bytes], max_bytes: i
 
 def read_csv(mapping: ColumnMapping, file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
     """The rows of a csv file, of which the first one names the columns."""
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # a cell may hold an image; the limit is the process's
     header: list[str] | None = None
     json_columns = frozenset(theirs for ours, theirs in mapping.columns if ours in JSON_COLUMNS)
     for number, data in _csv_texts(file, max_bytes):
@@ -117,7 +119,7 @@ def _header_problem(header: list[str], mapping: ColumnMapping) -> Finding | None
         message = f"the first row names no column `query`: {shown(', '.join(header))}"
         remedy = "name the columns in the first row, with commas between them, or say which one is the query (columns query=NAME)"
         return error("missing_field", message, remedy)
-    twice = next((name for name in header if header.count(name) > 1), None)
+    twice = first_twice(header)
     if twice is not None:
         return error("duplicate_key", f"the first row names the column {shown(twice)} twice", "give each column its own name")
     return None

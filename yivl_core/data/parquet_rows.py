@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import error
-from yivl_core.data.raw_row import RawRow
+from yivl_core.data.raw_row import MAX_KEPT_CHARS, RawRow
 from yivl_core.errors import DatasetError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import open_binary
@@ -128,16 +128,16 @@ class _Unreadable:
 
 def _values(column: pa.Array) -> list[Any]:
     try:
-        values: list[Any] = column.to_pylist(maps_as_pydicts="lossy")
-    except (ValueError, OverflowError):
+        values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
         values = [_value(scalar) for scalar in column]
     return values
 
 
 def _value(scalar: pa.Scalar) -> Any:
     try:
-        return scalar.as_py(maps_as_pydicts="lossy")
-    except (ValueError, OverflowError) as cause:
+        return scalar.as_py(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError) as cause:
         return _Unreadable(cause)
 
 
@@ -156,7 +156,7 @@ def _row(number: int, columns: dict[str, Any], name: str, image_columns: Sequenc
         values[field] = [_address(image, f"{name}:{number}", contents) for image in images]
     if isinstance(values.get("history"), list):
         values["history"] = [_round(pair) for pair in values["history"]]
-    text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())
+    text = ", ".join(f"{key}: {value!r}"[:_SHOWN_CHARS] for key, value in values.items())[:MAX_KEPT_CHARS]
     return RawRow(line=number, text=text, values=values, num_bytes=sum(map(len, contents.values())), contents=contents)
 
 

@@ -11,7 +11,7 @@ from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Finding, error, shown, type_name, warning, wrong_type
 from yivl_core.data.notes import ValidatedNote, take_note
 from yivl_core.data.records import ImageCountError, Record, untagged_images
-from yivl_core.data.strict_json import check_text, is_storable
+from yivl_core.data.strict_json import MAX_DEPTH, check_text, depth_exceeds, is_storable, too_deep
 
 _TEXT_FIELDS = ("query", "response", "system", "id", "cluster_id")
 _FIELDS = frozenset({*_TEXT_FIELDS, "history", "images", "references", "meta"})
@@ -131,6 +131,8 @@ def _meta(given: Mapping[str, Any], findings: list[Finding]) -> dict[str, Any]:
     if unknown:
         message = f"fields that are not known: {shown(list(unknown))}"
         findings.append(warning("unknown_field", message, "they are kept in `meta`; check the spelling"))
+        if depth_exceeds(unknown, MAX_DEPTH - 1):  # there, they are one deeper
+            findings.append(too_deep("meta"))
     if both := next((name for name in unknown if name in meta), None):
         message = f"the field {shown(both)} stands in the record and in its `meta`"
         findings.append(error("duplicate_key", message, "keep one of them"))

@@ -51,7 +51,7 @@ def public_url(url: str) -> str:
     scheme = _SCHEME.match(url)
     if scheme is None or url.startswith("data:"):
         return url
-    if "://" not in url:  # refused by everybody, and still shown to somebody
+    if not url.startswith("//", scheme.end()):  # refused by everybody, and still shown to somebody
         url = scheme[0] + url[scheme.end() :].rpartition("@")[2]
     return _without_secrets(_without_ends(url), _VALUE_IN_URL)
 

@@ -47,7 +47,7 @@ class Lines(NamedTuple):
 def lines_of(lines: Lines, max_line_bytes: int) -> Iterator[RawRow]:
     """The rows of a block, as `split_raw_rows` gives them."""
     for number, line in enumerate(lines.data.split(b"\n"), lines.first):
-        if len(line) > max_line_bytes and len(line.rstrip(b"\r")) > max_line_bytes:
+        if len(line) > max_line_bytes and len(line.removesuffix(b"\r")) > max_line_bytes:
             yield RawRow(line=number, findings=[row_too_long(max_line_bytes)])
         elif data := line.strip():
             yield RawRow(line=number, json=data, num_bytes=len(data))

@@ -138,7 +138,7 @@ class RowReader:
     @property
     def is_plain(self) -> bool:
         """Whether rows have our own names, so that nothing has to be converted."""
-        return self.row_format == "swift" and not self.mapping.columns
+        return self.row_format == "swift" and self.query is None and not self.mapping.columns
 
     @property
     def has_remote_images(self) -> bool:

@@ -265,7 +265,7 @@ class _BlockCheck:
         content = plain_content(values, self._reader.purpose)
         if content is None:
             return False
-        if self._converts:
+        if self._converts or b"\n" in data:  # the latter: an item of a JSON document, written over several lines
             data = orjson.dumps(content)
         infos: list[ImageInfo] = []
         if "images" in content:

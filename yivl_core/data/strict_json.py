@@ -7,13 +7,15 @@ a later writer would fail on it. Text that cannot be stored (control characters,
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from yivl_core.data.findings import Finding, error, shown
 
 MAX_DEPTH = 64  # records need three levels; far below what makes Python's own JSON code run out of stack
 
+_MAX_NAME_CHARS = 200  # of a place in a value, or each item behind a long key would cost the length of that
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 # Tab and line ends are text. U+0080-U+009F are left alone: they come with text that was converted from old encodings.
 _CONTROL_CHAR = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -68,10 +70,10 @@ class StrictJsonReader:
         except json.JSONDecodeError as cause:
             raise JsonSyntaxError(_syntax_finding(cause), cause.pos) from cause
         except RecursionError as cause:
-            raise JsonSyntaxError(_too_deep(), position) from cause
+            raise JsonSyntaxError(too_deep(), position) from cause
         num_brackets = text.count("[", position, end) + text.count("{", position, end)
-        if num_brackets > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
-            self._findings.append(_too_deep())
+        if num_brackets > MAX_DEPTH and depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
+            self._findings.append(too_deep())
         return value, end, self._findings
 
     def read_all(self, text: str) -> tuple[Any, list[Finding]]:
@@ -90,8 +92,7 @@ class StrictJsonReader:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = first_twice([name for name, _ in pairs])
             self._findings.append(
                 error("duplicate_key", f"the key {shown(twice)} stands twice in one object", "keep one of them")
             )
@@ -115,6 +116,12 @@ class StrictJsonReader:
             return 0
 
 
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first of some names that comes again later; None where each comes once."""
+    counts = Counter(names)
+    return next((name for name in names if counts[name] > 1), None)
+
+
 def check_text(value: Any, name: str) -> Iterator[Finding]:
     """What in a value's strings and keys cannot be stored as UTF-8 text or breaks the programs that read it later.
 
@@ -122,6 +129,7 @@ def check_text(value: Any, name: str) -> Iterator[Finding]:
         value: any JSON value, at most `MAX_DEPTH` deep.
         name: what to call it in messages, such as `query`.
     """
+    name = name[:_MAX_NAME_CHARS]
     if isinstance(value, str):
         yield from _check_string(value, name)
     elif isinstance(value, list):
@@ -136,6 +144,31 @@ def check_text(value: Any, name: str) -> Iterator[Finding]:
 def is_storable(value: Any) -> bool:
     """Whether a value is a string in which `check_text` finds nothing: one look for what nearly all are."""
     return isinstance(value, str) and not _UNSTORABLE.search(value)
+
+
+def too_deep(place: str = "") -> Finding:
+    """A value that is deeper than `MAX_DEPTH`.
+
+    Args:
+        place: what to call it where it is not the row, such as `meta`.
+    """
+    what = f"in `{place}` lists or objects are" if place else "lists or objects are"
+    return error("invalid_json", f"{what} nested more than {MAX_DEPTH} deep", "store such a value as a string")
+
+
+def depth_exceeds(value: Any, limit: int) -> bool:
+    """Whether lists or objects with something in them are nested more than so deep in a JSON value."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            item
+            for container in level
+            if isinstance(container, (list, dict))
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _check_string(text: str, name: str) -> Iterator[Finding]:
@@ -156,21 +189,3 @@ def _syntax_finding(cause: json.JSONDecodeError) -> Finding:
     where = f"{place}, before {shown(near)}" if near else f"{place}, where the text ends"
     message = f"this is not JSON: {cause.msg.removesuffix(' at')} {where}"
     return error("invalid_json", message, "write one JSON object a line")
-
-
-def _too_deep() -> Finding:
-    return error("invalid_json", f"lists or objects are nested more than {MAX_DEPTH} deep", "store such a value as a string")
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            item
-            for container in level
-            if isinstance(container, (list, dict))
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-        if not level:
-            return False
-    return True

@@ -264,6 +264,16 @@ def test_a_value_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path) -> N
     assert "`note` cannot be read" in str(rows[3].error)
 
 
+def test_a_map_that_gives_a_key_twice_is_an_error_of_its_row(tmp_path: Path) -> None:
+    tags = pa.array([[("till", 3)], [("till", 3), ("till", 4)], None], pa.map_(pa.string(), pa.int64()))
+    rows = read(dataset=write_parquet(tmp_path / "x.parquet", query=["a", "b", "c"], tags=tags))
+    assert [row.error_kind for row in rows] == [None, "wrong_type", None]
+    assert rows[0].record is not None
+    assert rows[0].record.meta == {"tags": {"till": 3}}
+    assert "`tags` cannot be read" in str(rows[1].error)
+    assert "duplicate key was 'till'" in str(rows[1].error)
+
+
 def test_strange_images_in_a_parquet_file_are_errors_of_their_rows(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", query=["a"], images=[[[png()]]])
     assert [row.error_kind for row in read(dataset=path)] == ["wrong_type"]

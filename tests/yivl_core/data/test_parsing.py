@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from yivl_core.data.dataset import record_to_json
 from yivl_core.data.parsing import ParsedRow, parse_record
 from yivl_core.data.records import Record
+from yivl_core.data.strict_json import MAX_DEPTH, StrictJsonReader
 
 GOOD: dict[str, Any] = {"query": "Read it.", "response": "12.50", "images": ["a.png"]}
 
@@ -60,6 +62,18 @@ def test_unknown_fields_are_kept_in_meta_with_one_warning() -> None:
     assert parsed.record.meta == {"a": 1, "source": "till 3", "n": [1]}
     assert [(finding.kind, finding.severity) for finding in parsed.findings] == [("unknown_field", "warning")]
     assert parsed.findings[0].message == 'fields that are not known: ["source", "n"]'
+
+
+def test_an_unknown_field_is_refused_where_meta_would_be_too_deep_to_be_read_again() -> None:
+    deep: Any = "x"
+    for _ in range(MAX_DEPTH - 2):
+        deep = [deep]
+    kept = parse_record({"query": "a", "x": deep}, "inference").record
+    assert kept is not None
+    assert StrictJsonReader().read_all(json.dumps(record_to_json(kept))) == (record_to_json(kept), [])
+    parsed = parse_record({"query": "a", "x": [deep]}, "inference")
+    assert parsed.record is None
+    assert str(parsed.findings[-1]) == "in `meta` lists or objects are nested more than 64 deep; store such a value as a string"
 
 
 @pytest.mark.parametrize(

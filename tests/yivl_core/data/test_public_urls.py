@@ -48,6 +48,8 @@ def test_other_parameters_are_kept(name):
         ("https://host/?sig=&w=2", "https://host/?sig=&w=2"),
         ("https:/ann:pw@host/a", "https:host/a"),
         ("//ann:pw@host/a", "//host/a"),
+        ("https:ann:pw@host/a?next=http://b/", "https:host/a?next=http://b/"),
+        ("//ann:pw@host/a?next=http://b/", "//host/a?next=http://b/"),
     ],
 )
 def test_what_is_secret_in_a_url_is_removed(url, public):

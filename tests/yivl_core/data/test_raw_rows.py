@@ -3,18 +3,23 @@ import io
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from yivl_core.data.configuration import Purpose
 from yivl_core.data.raw_row import Lines, RawRow, lines_of, parse_raw_row
 from yivl_core.data.raw_rows import RowOptions, split_lines, split_raw_rows
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, StorageError
 
+PURPOSES: tuple[Purpose, ...] = ("training", "inference")
 GOOD = '{"query": "Read it."}'
 
 
@@ -53,7 +58,18 @@ def test_only_a_newline_byte_ends_a_line_and_lines_are_counted_from_one(
 @given(
     lines=st.lists(
         st.sampled_from(
-            [GOOD.encode(), b"", b"  \t", b'{"query": "lone \\r"}\r', b"{", b"x" * 99, b"x" * 100, b"x" * 101 + b"\r", b"\xff"]
+            [
+                GOOD.encode(),
+                b"",
+                b"  \t",
+                b'{"query": "lone \\r"}\r',
+                b"{",
+                b"x" * 99,
+                b"x" * 100,
+                b"x" * 101 + b"\r",
+                b"x" * 99 + b"\r\r",
+                b"\xff",
+            ]
         )
         | st.binary(max_size=30),
         max_size=12,
@@ -70,6 +86,29 @@ def test_lines_in_blocks_are_the_same_rows(
     parts = list(split_lines(str(path), 100, RowOptions(), lambda: block_bytes))
     rows = [row for part in parts for row in (lines_of(part, 100) if isinstance(part, Lines) else [part])]
     assert rows == list(split_raw_rows(str(path), 100))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 18])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"a":1}\nxxxxxxxxxx\r\n', [(1, []), (2, [])]),
+        (b'{"a":1}\nxxxxxxxxx\r\r\n', [(1, []), (2, [])]),
+        (b'{"a":1}\nxxxxxxxxxx\r\r\n', [(1, []), (2, ["line_too_long"])]),
+        (b'{"a":1}\nxxxxxxxxxx\r\r', [(1, []), (2, ["line_too_long"])]),
+        (b'{"a":111111}\n[\n{}\n', [(1, ["line_too_long"]), (2, []), (3, [])]),
+    ],
+    ids=["one return", "two in the limit", "two beyond the limit", "two at the end", "a bracket behind a long line"],
+)
+def test_lines_at_the_limit_are_the_same_in_blocks(
+    tmp_path: Path, block_bytes: int, content: bytes, expected: list[tuple[int, list[str]]]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    parts = list(split_lines(str(path), 10, RowOptions(), lambda: block_bytes))
+    rows = [row for part in parts for row in (lines_of(part, 10) if isinstance(part, Lines) else [part])]
+    assert rows == list(split_raw_rows(str(path), 10))
+    assert places(rows) == expected
 
 
 def test_other_formats_have_no_lines_to_be_split_later(tmp_path: Path) -> None:
@@ -236,3 +275,39 @@ def test_capital_extensions_are_known_and_a_lost_file_is_a_storage_error(tmp_pat
     assert places(rows_of(tmp_path / "A.JSONL", GOOD)) == [(1, [])]
     with pytest.raises(StorageError, match=r"gone\.jsonl: there is no such file"):
         list(split_raw_rows(str(tmp_path / "gone.jsonl"), 1000))
+
+
+def test_of_every_format_what_is_kept_of_a_row_is_cut(tmp_path: Path) -> None:
+    long = "é" * 5000
+    pq.write_table(pa.table({f"column {number}": [long] for number in range(30)}), tmp_path / "a.parquet")
+    coco = {"images": [{"id": 1, "file_name": long}], "annotations": [{"image_id": 1, "caption": long}]}
+    files: dict[str, bytes] = {
+        "a.jsonl": json.dumps({"query": long}).encode(),
+        "b.jsonl": b"\xff" * 5000,
+        "a.csv": f"query\n{long}\n".encode(),
+        "a.json": json.dumps([{"query": long}]).encode(),
+        "b.json": b'["' + b"\xff" * 5000,
+        "coco.json": json.dumps(coco).encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*files, "a.parquet"):
+        for purpose in PURPOSES:
+            raw_rows = split_raw_rows(str(tmp_path / name), 50_000, RowOptions(purpose=purpose))
+            assert [len(parse_raw_row(row, StrictJsonReader()).text) for row in raw_rows] == [2000], name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_name_that_comes_twice_among_very_many_is_found_at_once(tmp_path: Path, name: str) -> None:
+    names = [str(number) for number in range(50_000)] + ["twice", "twice"]
+    text = "query," + ",".join(names) if name == "a.csv" else "{" + ",".join(f'"{name}":0' for name in names) + "}"
+    start = time.process_time()
+    assert places(rows_of(tmp_path / name, text, 1_000_000)) == [(None if name == "a.csv" else 1, ["duplicate_key"])]
+    assert time.process_time() - start < 3
+
+
+def test_a_cell_may_be_as_long_as_a_row(tmp_path: Path) -> None:
+    (row,) = rows_of(tmp_path / "a.csv", "query,images\na," + "b" * 300_000 + "\n", 400_000)
+    assert [finding.message[:30] for finding in row.findings] == ['the cell of `images` is "bbbbb']
+    (row,) = rows_of(tmp_path / "a.csv", "query,response\na," + "b" * 300_000 + "\n", 400_000)
+    assert row.values == {"query": "a", "response": "b" * 300_000}

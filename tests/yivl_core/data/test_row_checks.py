@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from yivl_core.data import row_workers
+from yivl_core.data.dataset import parse_line
 from yivl_core.data.decoding import Depth
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
@@ -14,7 +15,7 @@ from yivl_core.data.mixed_files import FileRows
 from yivl_core.data.raw_row import RawRow
 from yivl_core.data.raw_rows import split_raw_rows
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import CheckSettings, RowChecker
+from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
 from yivl_core.data.row_workers import check_rows
 from yivl_core.errors import StorageError
 
@@ -119,3 +120,21 @@ def test_no_thread_stays_behind_when_the_reader_stops(make_image: Callable[..., 
     next(blocks)
     blocks.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("row")]
+
+
+def test_an_item_that_stands_on_several_lines_is_one_line_of_the_records(make_image: Callable[..., Path], tmp_path: Path) -> None:
+    make_image("a.png")
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"query": "a", "images": ["a.png"], "id": str(number)} for number in range(3)], indent=2))
+    reader = RowReader.of_file(str(path), None, "inference")
+    block = checker_of(ImageStore()).check(RowBlock(reader=reader, rows=list(split_raw_rows(str(path), 1000))))
+    records = [parse_line(line.decode()) for line in block.records.splitlines()]
+    assert [(one.record.id, one.source.line) for one in records if one is not None] == [("0", 2), ("1", 9), ("2", 16)]
+    assert len(records) == 3
+
+
+def test_a_question_that_takes_the_place_of_what_rows_say_does_so_in_plain_rows(tmp_path: Path) -> None:
+    reader = RowReader(file="a.jsonl", folder=tmp_path, image_root=None, purpose="inference", query="Read it.")
+    rows = [RawRow(line=1, json=b'{"query": "a"}'), RawRow(line=2, json=b'{"id": "b"}')]
+    block = checker_of(ImageStore()).check(RowBlock(reader=reader, rows=rows))
+    assert [json.loads(line)["query"] for line in block.records.splitlines()] == ["Read it.", "Read it."]

@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -90,3 +91,13 @@ def test_text_without_findings_can_be_written_as_utf8(value: Any) -> None:
 
 def test_line_ends_tabs_and_signs_of_old_encodings_are_text() -> None:
     assert list(check_text("a\tb\r\nc\u0085d\u2028e😀", "query")) == []
+
+
+@pytest.mark.parametrize("name", ["x", "k" * 1_000_000])
+def test_the_place_of_a_fault_below_a_long_key_costs_no_more_than_another(name: str) -> None:
+    value = {"k" * 1_000_000: ["a"] * 20_000 + ["\x00"]}
+    start = time.process_time()
+    (finding,) = check_text(value if name == "x" else next(iter(value.values())), name)
+    assert time.process_time() - start < 2
+    assert finding.message.startswith('"x.kkk' if name == "x" else '"kkk')
+    assert finding.message.endswith("holds the control character U+0000")
