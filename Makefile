@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded data, on CPU: validate -> LoRA SFT -> merge -> batch inference -> report
 # make test   lint, types, import contracts, tests
 # make bench  what this machine can measure of tests/benchmarks; on a GPU takes minutes
+# make fuzz   random inputs for reading and checking, guided by coverage; FUZZ_RUNS of each kind
 # make drills 100 runs killed at any moment and gone on with; takes an hour
 # make unit   the tests that are neither whole flows nor drills
 # Each creates .venv on its first run; PYTHON chooses the interpreter (3.11 or 3.12).
@@ -9,9 +10,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # In two processes; a file stays in one of them, since its tests share models and servers.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+FUZZ_RUNS ?= 20000
 INSTALLED := .venv/.installed
 
-.PHONY: demo test unit lint bench drills clean
+.PHONY: demo test unit lint bench drills fuzz clean
 
 demo: $(INSTALLED)
 	$(BIN)/yivl demo --output .demo
@@ -40,6 +42,10 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/bench_folder.py --num-images 20000
 	$(BIN)/python tests/benchmarks/bench_folder.py --num-images 600 --shard-size 200 --shard-seconds 20
 	if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python tests/benchmarks/bench_inference.py && $(BIN)/python tests/benchmarks/bench_fp8_quality.py && $(BIN)/python tests/benchmarks/bench_start.py && $(BIN)/python tests/benchmarks/bench_shards.py && $(BIN)/python tests/benchmarks/bench_training.py --case free --case 19GB --case "feature cache" --peer 4,checkpointing && $(BIN)/python tests/benchmarks/bench_training_quality.py; fi
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	for target in rows formats images; do $(BIN)/python tests/fuzz/fuzz_validation.py --target $$target --runs $(FUZZ_RUNS) --corpus .fuzz/$$target || exit 1; done
 
 clean:
 	rm -rf .venv .demo build *.egg-info
