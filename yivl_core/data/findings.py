@@ -1,6 +1,7 @@
 """What is wrong with a line of a dataset: where, what kind, and how to mend it."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ KINDS: dict[str, str] = {
     "bad_encoding": "the bytes are not UTF-8 text",
     "bad_unicode": "text holds half a character, or a file name is not UTF-8",
     "line_too_long": "the row is longer than the limit",
+    "too_many_findings": "there is more wrong with the row than is told",
     "empty_file": "the file holds no record",
     "damaged_file": "the file is damaged; what is behind the damage was not read",
     "bom": "the file starts with a byte order mark",
@@ -60,6 +62,8 @@ WARNING_KINDS = frozenset(
         "tiny",
     }
 )
+
+MAX_ROW_FINDINGS = 100
 
 _MAX_SHOWN_CHARS = 80
 _MAX_READ_CHARS = 4096
@@ -105,6 +109,38 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """The finding as a JSON object."""
         return asdict(self)
+
+
+class TooManyFindingsError(Exception):
+    """A row has more findings than are told of one; looking for more is a waste."""
+
+
+class RowFindings(list[Finding]):
+    """The findings of one row, a bounded number of them, so that no row takes the time and memory of a million."""
+
+    def append(self, finding: Finding) -> None:
+        """Add a finding.
+
+        Raises:
+            TooManyFindingsError: there are enough; a last one that says so is added.
+        """
+        super().append(finding)
+        if len(self) >= MAX_ROW_FINDINGS:
+            super().append(error("too_many_findings", f"{MAX_ROW_FINDINGS} findings are told of a row", "mend these first"))
+            raise TooManyFindingsError
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        """Add findings.
+
+        Raises:
+            TooManyFindingsError: as `append`.
+        """
+        for finding in findings:
+            self.append(finding)
+
+    def __iadd__(self, findings: Iterable[Finding]) -> "RowFindings":  # type: ignore[override,misc]
+        self.extend(findings)
+        return self
 
 
 def error(kind: str, message: str, remedy: str, detail: str | None = None) -> Finding:

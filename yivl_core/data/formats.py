@@ -14,7 +14,7 @@ A row with `query` is one of ours whatever else it holds: what is mapped to `que
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
-from yivl_core.data.findings import Finding, error, shown, wrong_type
+from yivl_core.data.findings import Finding, RowFindings, TooManyFindingsError, error, shown, wrong_type
 from yivl_core.data.messages import read_address, read_messages
 
 Format = Literal["swift", "messages", "conversations", "alpaca"]
@@ -51,12 +51,21 @@ def to_record_values(values: Mapping[str, Any], row_format: Format) -> tuple[dic
     """
     if row_format == "swift":
         return dict(values), _other_format(values, "swift") if "query" not in values else []
+    findings = RowFindings()
+    try:
+        return _converted(values, row_format, findings), findings
+    except TooManyFindingsError:
+        return {}, findings
+
+
+def _converted(values: Mapping[str, Any], row_format: Format, findings: RowFindings) -> dict[str, Any]:
     if row_format == "alpaca":
-        return _from_alpaca(values)
+        return _from_alpaca(values, findings)
     name = "conversation" if row_format == "conversations" and "conversations" not in values else row_format
     if name not in values:
-        return dict(values), _other_format(values, row_format) or [_missing(row_format)]
-    return _from_messages(values, name)
+        findings += _other_format(values, row_format) or [_missing(row_format)]
+        return dict(values)
+    return _from_messages(values, name, findings)
 
 
 def _other_format(values: Mapping[str, Any], wanted: Format) -> list[Finding]:
@@ -71,8 +80,7 @@ def _missing(name: str) -> Finding:
     return error("missing_field", f"there is no `{name}`", "add it")
 
 
-def _from_messages(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], list[Finding]]:
-    findings: list[Finding] = []
+def _from_messages(values: Mapping[str, Any], name: str, findings: RowFindings) -> dict[str, Any]:
     kept = {field: value for field, value in values.items() if field != name}
     images = _take_images(kept, findings)
     fields = read_messages(values[name], name, images, findings)
@@ -86,13 +94,13 @@ def _from_messages(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any]
             message = f"`{field}` is {shown(given)} beside `{name}`, which says it too"
             findings.append(error("duplicate_key", message, "keep one of them"))
     _check_media(kept, findings)
-    return {**kept, **fields}, findings
+    return {**kept, **fields}
 
 
-def _from_alpaca(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+def _from_alpaca(values: Mapping[str, Any], findings: RowFindings) -> dict[str, Any]:
     if "instruction" not in values:
-        return dict(values), _other_format(values, "alpaca") or [_missing("instruction")]
-    findings: list[Finding] = []
+        findings += _other_format(values, "alpaca") or [_missing("instruction")]
+        return dict(values)
     kept = dict(values)
     images = _take_images(kept, findings)
     texts = []
@@ -112,7 +120,7 @@ def _from_alpaca(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Findin
     if images:
         fields["images"] = images
     _check_media(kept, findings)
-    return {**kept, **fields}, findings
+    return {**kept, **fields}
 
 
 def _take_images(kept: dict[str, Any], findings: list[Finding]) -> list[str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yivl_core.data.configuration import Purpose
-from yivl_core.data.findings import Finding, error, shown, type_name, warning, wrong_type
+from yivl_core.data.findings import Finding, RowFindings, TooManyFindingsError, error, shown, type_name, warning, wrong_type
 from yivl_core.data.notes import ValidatedNote, take_note
 from yivl_core.data.records import ImageCountError, Record, untagged_images
 from yivl_core.data.strict_json import MAX_DEPTH, check_text, depth_exceeds, is_storable, too_deep
@@ -42,8 +42,16 @@ def parse_record(values: Mapping[str, Any], purpose: Purpose) -> ParsedRow:
         purpose: training needs a response, inference does not.
     """
     given = dict(values)
-    note = take_note(given)
-    findings: list[Finding] = []
+    note, findings = take_note(given), RowFindings()
+    try:
+        return _parsed(values, given, note, purpose, findings)
+    except TooManyFindingsError:
+        return ParsedRow(record=None, addresses=(), note=note, findings=tuple(findings))
+
+
+def _parsed(
+    values: Mapping[str, Any], given: dict[str, Any], note: ValidatedNote | None, purpose: Purpose, findings: RowFindings
+) -> ParsedRow:
     for name, value in given.items():
         if name not in _FIELDS:
             findings += check_text(name, "the name of a field")

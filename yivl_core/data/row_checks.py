@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import orjson
 from yivl_core.data.data_uris import is_data_uri
 from yivl_core.data.dataset import ValidatedRecord, record_line, record_to_json
 from yivl_core.data.decoding import Depth
-from yivl_core.data.findings import Finding, warning
+from yivl_core.data.findings import MAX_ROW_FINDINGS, Finding, warning
 from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.image_checks import ImageChecker, Outcome, image_finding
 from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
@@ -393,7 +394,7 @@ def _findings(row: InputRow, outcomes: Sequence[Outcome]) -> tuple[Finding, ...]
     # Text that cannot be stored was found in the row already, whether it is an address or not.
     text_kinds = {finding.kind for finding in row.findings} & {"control_char", "bad_unicode"}
     of_images = (finding for outcome in outcomes for finding in outcome.findings if finding.kind not in text_kinds)
-    return (*row.findings, *of_images)
+    return (*row.findings, *islice(of_images, MAX_ROW_FINDINGS))
 
 
 def _is_no_path(address: str) -> bool:

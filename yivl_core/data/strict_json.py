@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from yivl_core.data.findings import Finding, error, shown
+from yivl_core.data.findings import MAX_ROW_FINDINGS, Finding, error, shown
 
 MAX_DEPTH = 64  # records need three levels; far below what makes Python's own JSON code run out of stack
 
@@ -47,7 +47,7 @@ class StrictJsonReader:
     """Reads one JSON value at a time and keeps what is wrong with it. Not to be shared by threads."""
 
     def __init__(self) -> None:
-        self._findings: list[Finding] = []
+        self._findings: list[Finding] = []  # no more than a hundred, though a text may hold a million NaN
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object,
             parse_constant=self._constant,
@@ -73,7 +73,7 @@ class StrictJsonReader:
             raise JsonSyntaxError(too_deep(), position) from cause
         num_brackets = text.count("[", position, end) + text.count("{", position, end)
         if num_brackets > MAX_DEPTH and depth_exceeds(value, MAX_DEPTH):  # most records have too few to be deep
-            self._findings.append(too_deep())
+            self._add(too_deep())
         return value, end, self._findings
 
     def read_all(self, text: str) -> tuple[Any, list[Finding]]:
@@ -89,22 +89,24 @@ class StrictJsonReader:
             raise JsonSyntaxError(error("trailing_garbage", message, "write one JSON object a line and nothing else"), rest)
         return value, findings
 
+    def _add(self, finding: Finding) -> None:
+        if len(self._findings) < MAX_ROW_FINDINGS:
+            self._findings.append(finding)
+
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
             twice = first_twice([name for name, _ in pairs])
-            self._findings.append(
-                error("duplicate_key", f"the key {shown(twice)} stands twice in one object", "keep one of them")
-            )
+            self._add(error("duplicate_key", f"the key {shown(twice)} stands twice in one object", "keep one of them"))
         return fields
 
     def _constant(self, name: str) -> None:
-        self._findings.append(error("invalid_json", f"{name} is not a JSON number", "write null or leave the field out"))
+        self._add(error("invalid_json", f"{name} is not a JSON number", "write null or leave the field out"))
 
     def _float(self, digits: str) -> float:
         value = float(digits)
         if not math.isfinite(value):
-            self._findings.append(error("invalid_json", f"the number {shown(digits)} is too large", "write it as a string"))
+            self._add(error("invalid_json", f"the number {shown(digits)} is too large", "write it as a string"))
         return value
 
     def _int(self, digits: str) -> int:
@@ -112,7 +114,7 @@ class StrictJsonReader:
             return int(digits)
         except ValueError:  # Python converts at most 4300 digits
             message = f"a number has {len(digits)} digits"
-            self._findings.append(error("invalid_json", message, "write it as a string"))
+            self._add(error("invalid_json", message, "write it as a string"))
             return 0
 
 

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yivl_core.data.dataset import record_to_json
+from yivl_core.data.findings import MAX_ROW_FINDINGS
+from yivl_core.data.formats import detect_format, to_record_values
 from yivl_core.data.parsing import ParsedRow, parse_record
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import MAX_DEPTH, StrictJsonReader
@@ -158,3 +160,25 @@ def test_a_record_written_as_json_is_read_back_without_findings(record: Record) 
     parsed = parse_record(record_to_json(record), "inference")
     assert parsed.findings == ()
     assert parsed.record == record
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"query": "a", "history": [0] * 300_000},
+        {"query": "a", "meta": {"list": ["\x00"] * 300_000}},
+        {"messages": [0] * 300_000},
+        {"messages": [{"role": "user", "content": [{"type": "sound"}] * 300_000}]},
+        {"instruction": "a", "images": [0] * 300_000},
+    ],
+)
+def test_no_row_has_a_million_findings(values: dict[str, Any]) -> None:
+    converted, findings = to_record_values(values, detect_format(values))
+    found = findings or [*parse_record(converted, "inference").findings]
+    assert MAX_ROW_FINDINGS <= len(found) <= MAX_ROW_FINDINGS + 2
+    assert found[-1].kind == "too_many_findings"
+
+
+def test_a_text_with_a_million_numbers_that_are_none_is_told_of_in_short() -> None:
+    _, findings = StrictJsonReader().read_all(f"[{','.join(['NaN'] * 300_000)}]")
+    assert len(findings) == MAX_ROW_FINDINGS
