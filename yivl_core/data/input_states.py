@@ -1,8 +1,8 @@
 """What a validation has looked at, so that the next one sees whether anything has changed since: `inputs.parquet`.
 
-The file lists every image file with its state and with where its folder really is, which links and moves change, and in its metadata
-a digest of all else that decides the result: the content of the dataset files, the settings, the code. Images are looked up by name,
-size and times, not read.
+The file lists every image file with its state and with where its folder really is, which links and moves change, and in its
+metadata a digest of all else that decides the result: the content of the dataset files, the settings, the code. Images are looked
+up by name, size and times, not read.
 """
 
 import hashlib
