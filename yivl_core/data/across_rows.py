@@ -149,7 +149,7 @@ class AcrossRows:
         self._note(self._records.repeats(), self._repeated)
         if self._apart:
             self._note(self._questions.matches(self._known_questions), self._leaked)
-        rows = self._database.execute("SELECT * FROM late ORDER BY number, kind")
+        rows = self._database.execute("SELECT * FROM late ORDER BY number, kind, rowid")
         for (number, file, line), group in groupby(rows, key=lambda row: row[:3]):
             findings = self._policies.apply(tuple(warning(*row[3:]) for row in group))
             yield LateFindings(number=number, source=Source(file=self._files[file], line=line), findings=findings)
