@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from yivl_core.data.presets import find_question
 from yivl_core.data.url_settings import UNDECIDING_URL_SETTINGS, UrlSettings
@@ -85,8 +85,16 @@ class ValidationConfig(ValidationSettings):
         default=None, description="folder of a checkpoint with whose tokenizer the length of each record is counted"
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="most tokens of a record, images included; default: the positions of the model"
+        default=None,
+        ge=1,
+        description="most tokens of a record, images included, counted with `model`; default: the positions of the model",
     )
+
+    @model_validator(mode="after")
+    def _counts_tokens_where_they_are_limited(self) -> "ValidationConfig":
+        if self.max_length is not None and self.model is None:
+            raise ValueError("`max_length` is a number of tokens; give the `model` with whose tokenizer they are counted")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from yivl_core.data.public_urls import redact_urls
@@ -108,7 +108,13 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """The finding as a JSON object."""
-        return asdict(self)
+        return {  # a tenth of the time that `asdict` takes, of millions
+            "kind": self.kind,
+            "severity": self.severity,
+            "message": self.message,
+            "remedy": self.remedy,
+            "detail": self.detail,
+        }
 
 
 class TooManyFindingsError(Exception):

@@ -93,9 +93,10 @@ class ImageChecker:
     def _look(self, image: ImageReference) -> Outcome:
         if image.data is not None:
             info, findings = _verdict(image, self._store, self._depth)
-            if info is not None and self._cache is not None:
-                info = replace(info, path=str(self._cache.add_bytes(image.data).path))
-            return Outcome(info, findings, None, "")
+            if info is None or self._cache is None:
+                return Outcome(info, findings, None, "")
+            path = str(self._cache.add_bytes(image.data).path)
+            return Outcome(replace(info, path=path), findings, path, file_state(path))
         if not isinstance(image.root, Path):
             return Outcome(*_verdict(image, self._store, self._depth), None, "")
         path = os.path.join(image.root, image.address)  # noqa: PTH118

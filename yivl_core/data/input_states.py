@@ -1,9 +1,11 @@
 """What a validation has looked at, so that the next one sees whether anything has changed since: `inputs.parquet`.
 
-The file lists every image file with its state, and in its metadata a digest of all else that decides the result: the content of
-the dataset files, the settings, the code. Images are looked up by name, size and times, not read.
+The file lists every image file with its state and with where its folder really is, which links and moves change, and in its
+metadata a digest of all else that decides the result: the content of the dataset files, the settings, the code. Images are looked
+up by name, size and times, not read.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,8 +23,10 @@ from yivl_core.data.dataset import (
     IMAGES_NAME,
     INPUTS_NAME,
     QUARANTINE_NAME,
+    READABLE_REPORT_NAME,
     RECORDS_NAME,
     REPORT_NAME,
+    SHEET_NAME,
     WARNINGS_NAME,
     ValidatedDataset,
 )
@@ -30,12 +34,19 @@ from yivl_core.data.reading import readable
 from yivl_core.data.verdicts import file_state
 from yivl_core.digests import digest_file, digest_files, digest_json
 from yivl_core.listing import file_state as stored_state
-from yivl_core.storage import is_local
+from yivl_core.storage import is_local, open_binary
 
-_SCHEMA = pa.schema([pa.field("path", pa.binary(), nullable=False), pa.field("state", pa.string(), nullable=False)])
+_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.binary(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        pa.field("folder", pa.binary(), nullable=False),  # of the path, with its links followed
+    ]
+)
 _METADATA = b"yivl"
 _ROWS_PER_GROUP = 100_000
-_RESULTS = (RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME, IMAGES_NAME, REPORT_NAME)
+_BYTES_AT_A_TIME = 1 << 20
+_RESULTS = (RECORDS_NAME, QUARANTINE_NAME, WARNINGS_NAME, IMAGES_NAME, REPORT_NAME, READABLE_REPORT_NAME, SHEET_NAME)
 _TOKENIZER_FILES = ("tokenizer.model", "added_tokens.json", "tokenizer_config.json", "config.json")
 
 
@@ -50,13 +61,28 @@ def digest_inputs(config: ValidationConfig, urls: Sequence[str]) -> str:
         DatasetError: a dataset to be kept apart is none.
         StorageError: a dataset file cannot be read.
     """
-    content = [digest_file(Path(url)) if is_local(url) else stored_state(url).state for url in urls]
+    content = [_content_state(url) for url in urls]
     tokenizer = None
     if config.model is not None:
         tokenizer = [digest_file(path) for name in _TOKENIZER_FILES if (path := Path(config.model) / name).is_file()]
     settings = json.dumps(config.model_dump(mode="json", exclude=set(UNDECIDING)))
     apart = [ValidatedDataset.open(folder).digest for folder in config.apart_from]
-    return digest_json([settings, [readable(url) for url in urls], content, tokenizer, apart, _code()])
+    named = [*urls, *(() if config.image_root is None else (config.image_root,))]
+    places = [readable(os.path.realpath(url) if is_local(url) else url) for url in named]
+    return digest_json([settings, [readable(url) for url in urls], places, content, tokenizer, apart, _code()])
+
+
+def _content_state(url: str) -> str:
+    """What changes with the content of a dataset file. A web server need not tell it, so that its file is read."""
+    if is_local(url):
+        return digest_file(Path(url))
+    if not url.startswith(("http://", "https://")):
+        return stored_state(url).state
+    digest = hashlib.sha256()
+    with open_binary(url) as file:
+        while data := file.read(_BYTES_AT_A_TIME):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def write_inputs(folder: Path, digest: str, images: Iterable[tuple[bytes, str]]) -> None:
@@ -65,11 +91,12 @@ def write_inputs(folder: Path, digest: str, images: Iterable[tuple[bytes, str]])
     Args:
         folder: of the result.
         digest: of `digest_inputs`.
-        images: path and state of each image file that was looked at.
+        images: path and state of each image file that was looked at, by path.
     """
     results = {name: file_state(str(folder / name)) for name in _RESULTS}
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps({"digest": digest, "results": results}).encode()})
-    rows = iter(images)
+    folders = _Folders()
+    rows = ((path, state, folders.real_folder(path)) for path, state in images)
     with pq.ParquetWriter(folder / INPUTS_NAME, schema) as writer:
         while group := list(islice(rows, _ROWS_PER_GROUP)):
             writer.write_table(pa.table(list(zip(*group, strict=True)), schema=schema))
@@ -85,13 +112,29 @@ def is_unchanged(folder: Path, digest: str) -> bool:
             states: Iterator[tuple[str, str]] = ((str(folder / name), state) for name, state in noted["results"].items())
             if any(file_state(path) != state for path, state in states):
                 return False
+            folders = _Folders()
             return all(
-                file_state(os.fsdecode(path)) == state
+                file_state(os.fsdecode(path)) == state and folders.real_folder(path) == folder
                 for batch in file.iter_batches()
-                for path, state in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                for path, state, folder in zip(*(column.to_pylist() for column in batch.columns), strict=True)
             )
     except (OSError, ValueError, KeyError, pa.ArrowException):  # there is none, or none of ours
         return False
+
+
+class _Folders:
+    """Where the folders of files really are, looked up once for files that follow each other."""
+
+    def __init__(self) -> None:
+        self._folder: bytes | None = None
+        self._real_folder = b""
+
+    def real_folder(self, path: bytes) -> bytes:
+        """The folder of a file, absolute, with its links followed."""
+        folder = os.path.dirname(path)  # noqa: PTH120  (a `Path` for each of a million images is dear)
+        if folder != self._folder:
+            self._folder, self._real_folder = folder, os.path.realpath(folder)
+        return self._real_folder
 
 
 @cache

@@ -25,10 +25,12 @@ from yivl_core.data.dataset import (
     ValidatedDataset,
     is_validated_dataset,
 )
-from yivl_core.data.findings import Finding, Source
+from yivl_core.data.findings import Finding, Source, shown
 from yivl_core.data.input_states import digest_inputs, is_unchanged, write_inputs
 from yivl_core.data.mixed_files import open_files
 from yivl_core.data.policies import Policies
+from yivl_core.data.reading import readable
+from yivl_core.data.references import is_text
 from yivl_core.data.report import Tally, build_report, render_report
 from yivl_core.data.row_checks import CheckedBlock, CheckSettings, open_checker
 from yivl_core.data.row_workers import Pace, check_rows, count_cores
@@ -39,7 +41,7 @@ from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import DatasetError, OutputError
 from yivl_core.locks import sole_publisher
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import local_path, publish_folder
+from yivl_core.storage import is_local, local_path, publish_folder
 
 _ROWS_PER_PROGRESS = 50
 
@@ -68,8 +70,10 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
     url_policy = UrlPolicy.of([*config.allow_url, *implied_urls([config.image_root] if config.image_root else config.dataset)])
     pace = Pace()
     files = open_files(config, pace.block_bytes)
+    urls = [file.url for file in files]
+    _refuse_reading(output, [*urls, *config.apart_from])
     with sole_publisher(output):
-        digest = digest_inputs(config, [file.url for file in files])
+        digest = digest_inputs(config, urls)
         if not config.refresh_urls and is_unchanged(output, digest):
             report: dict[str, Any] = json.loads((output / REPORT_NAME).read_bytes())
             return _summary(config.output, report, was_there=True)
@@ -95,7 +99,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
             writer.close()
             _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             _write(folder / READABLE_REPORT_NAME, render_report(report))
-            if not across.num_unfetched:  # what could not be fetched may be there next time
+            if not across.num_unsettled:  # what is not to be had now may be next time
                 write_inputs(folder, digest, across.image_files())
     on_progress(_progress(tally, writer))
     return _summary(config.output, report)
@@ -166,7 +170,7 @@ class _Judge(Tally):
         """
         for finding in findings:
             if self._policies.stops_at(finding):
-                name = "" if record_id is None else f' (record "{record_id}")'
+                name = "" if record_id is None else f" (record {shown(record_id)})"
                 raise DatasetError(f"{source}{name}: {finding} (policy {finding.kind}=stop)")
         self.add(source, record_id, findings)
 
@@ -213,6 +217,8 @@ def _progress(tally: Tally, writer: DatasetWriter) -> Progress:
 def _free_output(config: ValidationConfig) -> Path:
     """The output folder, if nothing is lost by writing it anew."""
     output = Path(os.path.abspath(local_path(config.output, "the output of a validation")))  # noqa: PTH100 (links stay)
+    if not is_text(str(output)):
+        raise OutputError(f"{readable(str(output))}: the path is not UTF-8; rename the folder, or name another one")
     if not output.exists():
         return output
     if not output.is_dir():
@@ -223,7 +229,11 @@ def _free_output(config: ValidationConfig) -> Path:
         raise OutputError(
             f"{config.output}: the folder holds {foreign[0]}, which is no result of `yivl validate`; name a new or empty folder"
         )
-    for url in (*config.dataset, *config.apart_from):
-        if Path(url).resolve().is_relative_to(output.resolve()):
-            raise OutputError(f"{config.output}: the folder holds {url}, which is to be read; name another folder")
     return output
+
+
+def _refuse_reading(output: Path, urls: Iterable[str]) -> None:
+    """Keep a result from being read for the next one, which a pattern may do unseen."""
+    for url in urls:
+        if is_local(url) and Path(url).resolve().is_relative_to(output.resolve()):
+            raise OutputError(f"{output}: the folder holds {url}, which is to be read; name another folder")

@@ -1,5 +1,6 @@
 """What a second validation does again, and what it recognises."""
 
+import base64
 import json
 import os
 import shutil
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageFile
 
 from yivl_core.data import images, verdicts
 from yivl_core.data.cache_configuration import CacheConfig, PruneConfig
 from yivl_core.data.cache_upkeep import prune_cache, show_cache
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig
+from yivl_core.data.dataset import ValidatedDataset
+from yivl_core.data.validation import validate_dataset
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -249,3 +253,96 @@ def test_what_is_remembered_is_counted_and_forgotten_when_it_is_old(
     assert show_cache(CacheConfig(cache=cache)).num_verdicts == 0
     validate(dataset, output="again")
     assert inspected.since() >= 11
+
+
+@pytest.mark.parametrize("name", ["report.md", "images.jpg"])
+def test_a_file_for_people_that_was_removed_is_there_again(name: str, dataset: Path, validate: Validate) -> None:
+    first = validate(dataset)
+    (first.folder / name).unlink()
+    assert not validate(dataset).summary.was_there
+    assert (first.folder / name).is_file()
+
+
+def test_an_image_of_the_dataset_itself_that_the_cache_has_lost_is_kept_again(
+    make_image: MakeImage, write_rows: WriteRows, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    address = "data:image/png;base64," + base64.b64encode(make_image("a.png").read_bytes()).decode()
+    path = write_rows({"query": "a", "response": "b", "images": [address]})
+    validate(path)
+    assert validate(path).summary.was_there
+    shutil.rmtree(tmp_path / "cache")
+    again = validate(path)
+    assert not again.summary.was_there
+    assert [Path(image["path"]).is_file() for image in again.records[0]["validated"]["images"]] == [True]
+
+
+@pytest.mark.parametrize("link", ["folder", "root"])
+def test_an_image_whose_folder_is_a_link_out_of_the_root_by_now_is_refused_although_no_file_has_changed(
+    link: str, make_image: MakeImage, write_rows: WriteRows, validate: Validate, tmp_path: Path
+) -> None:
+    """Moving a folder changes no file in it."""
+    real_root = tmp_path / ("root" if link == "folder" else "first")
+    make_image(f"{real_root.name}/sub/a.png")
+    if link == "root":
+        (tmp_path / "root").symlink_to(real_root)
+    path = write_rows({"query": "a", "response": "b", "images": ["sub/a.png"]})
+    assert validate(path, image_root=str(tmp_path / "root")).findings == []
+    if link == "folder":
+        (real_root / "sub").rename(tmp_path / "outside")
+        (real_root / "sub").symlink_to(tmp_path / "outside")
+    else:
+        (tmp_path / "second").mkdir()
+        (tmp_path / "second/sub").symlink_to(real_root / "sub")
+        (tmp_path / "root").unlink()
+        (tmp_path / "root").symlink_to(tmp_path / "second")
+    assert validate(path, image_root=str(tmp_path / "root")).findings == [(1, "path_escape", "error")]
+
+
+def test_a_dataset_that_was_moved_with_its_result_has_its_images_found_where_they_are_now(
+    make_image: MakeImage, write_rows: WriteRows, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_image("old/a.png")
+    write_rows({"query": "a", "response": "b", "images": ["a.png"]}, name="old/data.jsonl")
+    config = ValidationConfig(dataset=("data.jsonl",), output="validated")
+    monkeypatch.chdir(tmp_path / "old")
+    validate_dataset(config)
+    assert validate_dataset(config).was_there
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert not validate_dataset(config).was_there
+    (record,) = ValidatedDataset.open("validated")
+    assert record.images[0].path == str(tmp_path / "new/a.png")
+
+
+def test_a_file_on_a_web_server_that_tells_nothing_of_its_changes_is_read(web: Any, validate: Validate) -> None:
+    def answer(response: str) -> None:
+        web.serve("/data.jsonl", json.dumps({"query": "a", "response": response}).encode())
+
+    answer("b")
+    validate(web.url + "/data.jsonl")
+    assert validate(web.url + "/data.jsonl").summary.was_there
+    answer("c")  # as long as before
+    assert [record["response"] for record in validate(web.url + "/data.jsonl").records] == ["c"]
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_what_is_wrong_only_with_this_process_or_user_is_not_remembered(
+    failure: Exception, dataset: Path, validate: Validate, inspected: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        if isinstance(failure, MemoryError):
+            patched.setattr(Image.Image, "load", lambda *_: raised(failure))
+            patched.setattr(ImageFile.ImageFile, "load", lambda *_: raised(failure))
+        else:
+            patched.setattr(images, "open", lambda *_: raised(failure), raising=False)
+        failed = validate(dataset)
+        assert failed.summary.num_records == 0
+        assert not validate(dataset).summary.was_there
+    again = validate(dataset)
+    assert not again.summary.was_there
+    assert again.summary.num_records == 30
+
+
+def raised(failure: Exception) -> None:
+    raise failure

@@ -402,3 +402,25 @@ def test_two_validations_into_one_folder_do_not_meet(
         validate(rows)
     assert validate(rows).summary.num_records == 1
     assert not list(output.parent.glob(f".{output.name}.*"))
+
+
+def test_a_pattern_does_not_take_in_the_result_of_the_validation_before(
+    tmp_path: Path, write_rows: WriteRows, validate: Validate
+) -> None:
+    write_rows(GOOD, name="sets/a/data.jsonl")
+    pattern = tmp_path / "sets/*/*.jsonl"
+    validate(pattern, output="sets/validated")
+    before = (tmp_path / "sets/validated/records.jsonl").read_bytes()
+    with pytest.raises(OutputError, match=r"the folder holds .*sets/validated/quarantine\.jsonl, which is to be read"):
+        validate(pattern, output="sets/validated")
+    assert (tmp_path / "sets/validated/records.jsonl").read_bytes() == before
+
+
+def test_a_limit_of_tokens_without_a_model_that_counts_them_is_refused() -> None:
+    with pytest.raises(ValidationError, match="`max_length` is a number of tokens; give the `model` with whose tokenizer"):
+        ValidationConfig(dataset=("a.jsonl",), output="out", max_length=100)
+
+
+def test_an_output_whose_name_no_file_of_it_could_hold_is_refused(write_rows: WriteRows, validate: Validate) -> None:
+    with pytest.raises(OutputError, match=r"out\\xff: the path is not UTF-8; rename the folder"):
+        validate(write_rows(GOOD), output=os.fsdecode(b"out\xff"))
