@@ -1,7 +1,7 @@
 """Which of many contents are equal, by 16 bytes of their digests, in memory that does not grow with their number.
 
 Keys are collected in an array, which is sorted at the end. Where there are more than fit, they are spread over files by their
-first bits, so that equal ones meet in one file, and each file is sorted alone: piece by piece, since one key may be in all entries.
+first bits, so that equal ones meet in one file, and each file is sorted alone, in pieces, since all entries may have one key.
 """
 
 from collections.abc import Iterator

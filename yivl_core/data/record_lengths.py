@@ -13,6 +13,7 @@ _READ_AT_A_TIME = 1_000_000
 _NUM_BINS = 20
 
 Lengths = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class RecordLengths:
         Args:
             left_out: numbers of the records that do not count, in order.
         """
-        counts = np.zeros(1, np.int64)
+        values, counts = np.empty(0, np.int64), np.empty(0, np.int64)
         longest, longest_number = -1, 0
         first = 0
         self._file.seek(0)
@@ -70,31 +71,38 @@ class RecordLengths:
             lengths[(left_out[start:end] - np.uint64(first)).astype(np.int64)] = -1
             if lengths.max() > longest:
                 longest, longest_number = int(lengths.max()), first + int(lengths.argmax())
-            more = np.bincount(lengths[lengths >= 0], minlength=len(counts))
-            more[: len(counts)] += counts
-            counts = more
+            values, counts = _merged(values, counts, *np.unique(lengths[lengths >= 0], return_counts=True))
             first += len(lengths)
         if longest < 0:
             return None
-        present = np.flatnonzero(counts)
         ranks = np.cumsum(counts)
         num = int(ranks[-1])
         return Distribution(
             num=num,
-            total=int((counts * np.arange(len(counts))).sum()),
-            shortest=int(present[0]),
-            median=int(np.searchsorted(ranks, (num + 1) // 2)),
-            long=int(np.searchsorted(ranks, -(-num * 95 // 100))),
+            total=int((values * counts).sum()),
+            shortest=int(values[0]),
+            median=int(values[np.searchsorted(ranks, (num + 1) // 2)]),
+            long=int(values[np.searchsorted(ranks, -(-num * 95 // 100))]),
             longest=longest,
             longest_number=longest_number,
-            bins=_bins(counts, int(present[0])),
+            bins=_bins(values, counts),
         )
 
 
-def _bins(counts: npt.NDArray[np.int64], shortest: int) -> tuple[tuple[int, int, int], ...]:
-    width = _round_up(max(1, -(-(len(counts) - shortest) // (_NUM_BINS - 1))))
-    starts = np.arange(shortest // width * width, len(counts), width)
-    numbers = np.add.reduceat(counts, starts)
+def _merged(values: Counts, counts: Counts, more_values: Lengths, more_counts: Counts) -> tuple[Counts, Counts]:
+    """Lengths in order, and how often each was seen, of two such pairs."""
+    both, places = np.unique(np.concatenate([values, more_values.astype(np.int64)]), return_inverse=True)
+    sums = np.zeros(len(both), np.int64)
+    np.add.at(sums, places, np.concatenate([counts, more_counts]))
+    return both, sums
+
+
+def _bins(values: Counts, counts: Counts) -> tuple[tuple[int, int, int], ...]:
+    shortest, longest = int(values[0]), int(values[-1])
+    width = _round_up(max(1, -(-(longest + 1 - shortest) // (_NUM_BINS - 1))))
+    starts = np.arange(shortest // width * width, longest + 1, width)
+    numbers = np.zeros(len(starts), np.int64)
+    np.add.at(numbers, values // width - shortest // width, counts)
     return tuple((int(start), int(start) + width - 1, int(number)) for start, number in zip(starts, numbers, strict=True))
 
 

@@ -1,5 +1,6 @@
 """What a validation found, counted while it runs, as JSON for programs and as Markdown for people."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from yivl_core.data.writing import DatasetWriter
 
 _MAX_EXAMPLES = 5
 _BAR_CHARS = 40
+_MAX_CELL_CHARS = 500  # of an id, a message or an address; what is longer stands in `quarantine.jsonl`
+_BACKSLASH_OF_MARKDOWN = re.compile(r"\\(?=[!-/:-@\[-`{-~])")  # which would take the meaning of the next character
 
 
 @dataclass(slots=True)
@@ -279,5 +282,9 @@ def _example(example: dict[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays one piece in Markdown, whatever a file or a record is called."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Text that stays one piece in Markdown, whatever a file or a record is called: no table, link or image comes of it."""
+    text = " ".join(text[: _MAX_CELL_CHARS + 1].split())
+    if len(text) > _MAX_CELL_CHARS:
+        text = f"{text[: _MAX_CELL_CHARS - 1]}…"
+    text = _BACKSLASH_OF_MARKDOWN.sub(r"\\\\", text)
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

@@ -25,7 +25,7 @@ from yivl_core.data.dataset import (
     ValidatedDataset,
     is_validated_dataset,
 )
-from yivl_core.data.findings import Finding, Source
+from yivl_core.data.findings import Finding, Source, shown
 from yivl_core.data.input_states import digest_inputs, is_unchanged, write_inputs
 from yivl_core.data.mixed_files import open_files
 from yivl_core.data.policies import Policies
@@ -170,7 +170,7 @@ class _Judge(Tally):
         """
         for finding in findings:
             if self._policies.stops_at(finding):
-                name = "" if record_id is None else f' (record "{record_id}")'
+                name = "" if record_id is None else f" (record {shown(record_id)})"
                 raise DatasetError(f"{source}{name}: {finding} (policy {finding.kind}=stop)")
         self.add(source, record_id, findings)
 

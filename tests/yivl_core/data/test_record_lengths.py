@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -47,3 +49,13 @@ def test_bins_have_round_widths_and_begin_at_the_shortest(shortest: int, longest
     assert found is not None
     assert {end - start + 1 for start, end, _ in found.bins} == {width}
     assert found.bins[0][0] == shortest // width * width
+
+
+def test_memory_does_not_grow_with_the_length_of_a_record() -> None:
+    tracemalloc.start()
+    found = distribution([[7, 1_000_000_000]], set())
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert (found.total, found.median, found.longest) == (1_000_000_007, 7, 1_000_000_000)
+    assert peak_bytes < 10_000_000

@@ -44,6 +44,27 @@ def test_names_from_the_data_cannot_break_the_markdown(write_rows: Callable[...,
     assert not re.search(r"^# Title", text, re.MULTILINE)
 
 
+def test_text_from_the_data_makes_no_link_no_image_and_no_column(
+    make_image: Callable[..., Path], write_rows: Callable[..., Path], validate: Callable[..., Any]
+) -> None:
+    """Whoever looks at the report would otherwise load what a row names."""
+    hostile = r"![a](http://host/a.png) b\|c [d]: e"
+    path = write_rows(
+        {"query": "a", "response": "1", "id": hostile, "x": 1}, {"query": "b", "response": "1", "images": ["n|o](p).png"]}
+    )
+    make_image("n|o](p).png")
+    text = (validate(path).folder / "report.md").read_text()
+    assert r"(record ![a]\(http://host/a.png) b\\\|c [d]\: e)" in text
+    assert r"| 1 | n\|o]\(p).png |" in text
+
+
+def test_a_long_text_from_the_data_is_cut(write_rows: Callable[..., Path], validate: Callable[..., Any]) -> None:
+    path = write_rows(*({"query": "a", "response": "1", "id": "i" * 100_000, "images": ["n" * 100_000]} for _ in range(3)))
+    text = (validate(path).folder / "report.md").read_text()
+    assert len(text) < 10_000
+    assert "i" * 499 + "…" in text
+
+
 def test_each_kind_is_explained_in_the_description_of_the_format(repository: Path) -> None:
     description = (repository / "data/README.md").read_text(encoding="utf-8")
     table = description.split("| kind | meaning |\n|---|---|\n")[1].split("\n\n")[0]
