@@ -12,6 +12,7 @@ Values stay text here: pydantic reads and checks them, and its refusals are told
 """
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def read_options(arguments: argparse.Namespace, config: type[Config], spelling: 
     """The model made of what was given.
 
     Raises:
-        ConfigurationError: pydantic refused it; the message names option, value and what is allowed.
+        ConfigurationError: pydantic refused it, or it is no text; the message names option, value and what is allowed.
     """
     given = vars(arguments)
     values: dict[str, Any] = {}
@@ -74,11 +75,28 @@ def read_options(arguments: argparse.Namespace, config: type[Config], spelling: 
             for part in groups:
                 group = group.setdefault(part, {})
             group[name] = given[place]
+            _refuse_broken_text(spelling.option(place), given[place])
     try:
         return config.model_validate(values)
     except ValidationError as error:
         message = explain_validation_error(error, lambda location: spelling.option(_place(location)))
         raise ConfigurationError(_with_option_names(message, set(_places(config)), spelling)) from error
+
+
+def _refuse_broken_text(option: str, value: Any) -> None:
+    """Refuse what no report, no run of Prefect and no JSON can hold."""
+    for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+        if not _is_utf8(text):
+            shown = os.fsencode(text).decode(errors="backslashreplace")
+            raise ConfigurationError(f"{option} {shown}: this is not UTF-8; rename the file or folder")
+
+
+def _is_utf8(text: Any) -> bool:
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _add_fields(

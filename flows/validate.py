@@ -5,6 +5,7 @@ from prefect.logging import get_run_logger
 
 from tasks import dataset
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.data.public_urls import redact_urls
 from yivl_core.errors import DatasetError
 
 
@@ -22,7 +23,8 @@ def validate_to_go_on(config: ValidationConfig) -> ValidationSummary:
     """
     summary = dataset.validate(config)
     if not summary.num_records:
-        raise DatasetError(f"{', '.join(config.dataset)}: no record can be used; {summary.output}/report.md tells why")
+        datasets = redact_urls(", ".join(config.dataset))
+        raise DatasetError(f"{datasets}: no record can be used; {summary.output}/report.md tells why")
     if summary.num_quarantined:
         get_run_logger().warning(
             "%d of %d records cannot be used and are left out; %s/quarantine.jsonl tells which and why",

@@ -1,4 +1,5 @@
 import argparse
+import os
 from typing import Literal
 
 import pytest
@@ -151,3 +152,11 @@ def test_every_setting_of_every_command_has_a_description(name):
                 check(info.annotation)
 
     check(COMMANDS[name].config)
+
+
+def test_a_name_that_is_no_text_is_refused_with_its_option():
+    """No JSON holds it, and so no run of Prefect."""
+    with pytest.raises(ConfigurationError, match=r"^--files bad\\xff\.jsonl: this is not UTF-8; rename the file or folder$"):
+        read("--files", "a", os.fsdecode(b"bad\xff.jsonl"), "--for", "x")
+    with pytest.raises(ConfigurationError, match=r"^--for \\xff: this is not UTF-8"):
+        read("--files", "a", "--for", os.fsdecode(b"\xff"))

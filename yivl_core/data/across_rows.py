@@ -71,13 +71,14 @@ class AcrossRows:
     Attributes:
         num_records: clean records so far.
         num_images: different images, by content, in them.
-        num_unfetched: how often a URL could not be fetched.
+        num_unsettled: how often nothing lasting is known of an image: its URL could not be fetched, or rights or memory did
+            not suffice.
     """
 
     def __init__(self, policies: Policies) -> None:
         self.num_records = 0
         self.num_images = 0
-        self.num_unfetched = 0
+        self.num_unsettled = 0
         self._policies = policies
         self._files: dict[int, str] = {}  # by number
         self._apart: list[str] = []  # names of the datasets to be kept apart
@@ -140,7 +141,7 @@ class AcrossRows:
             self._image_uses.add(digests, rows, file, rows)
             self._num_image_uses += len(block.images)
         self.num_records += len(block.lines)
-        self.num_unfetched += block.num_unfetched
+        self.num_unsettled += block.num_unsettled
         files = ((os.fsencode(path), state) for path, state in block.image_files.items())
         self._database.executemany("INSERT OR IGNORE INTO files VALUES (?, ?)", files)
 

@@ -31,7 +31,7 @@ from yivl_core.data.reading import InputRow, RowReader
 from yivl_core.data.records import Record
 from yivl_core.data.strict_json import StrictJsonReader
 from yivl_core.data.token_lengths import open_token_counter
-from yivl_core.data.verdicts import VERDICTS_NAME, Verdicts
+from yivl_core.data.verdicts import VERDICTS_NAME, Verdicts, is_lasting
 
 _NO_KEY = bytes(KEY_BYTES)
 
@@ -129,7 +129,8 @@ class CheckedBlock:
         num_tokens: int32 `[N]`, images included; empty where they are not counted.
         images: of the clean rows, in order: number of the row among these, then the values of the `ImageInfo`.
         image_files: state of each file that was looked at, by its path, also where the row is rejected.
-        num_unfetched: how often a URL could not be fetched.
+        num_unsettled: how often nothing lasting is known of an image: its URL could not be fetched, or rights or memory did not
+            suffice.
     """
 
     file: str
@@ -146,7 +147,7 @@ class CheckedBlock:
     num_tokens: npt.NDArray[np.int32]
     images: Sequence[Sequence[Any]]
     image_files: Mapping[str, str]
-    num_unfetched: int
+    num_unsettled: int
 
 
 class RowChecker:
@@ -243,7 +244,7 @@ class _BlockCheck:
         self._num_tokens: list[int] = []
         self._image_values: list[Sequence[Any]] = []
         self._image_files: dict[str, str] = {}
-        self._num_unfetched = 0
+        self._num_unsettled = 0
         # The note of a record, as `note_json` has it, up to the number of its line.
         self._note = b', "%b": {"file": %b, "line": ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
 
@@ -354,9 +355,11 @@ class _BlockCheck:
         except ImageError as cause:
             return Outcome(None, (image_finding(cause),), None, "")
         if fetched is None:
-            return self._checker.images.check(image)
+            outcome = self._checker.images.check(image)
+            self._num_unsettled += not is_lasting(outcome.findings)
+            return outcome
         if fetched.path is None:
-            self._num_unfetched += 1
+            self._num_unsettled += 1
             return Outcome(None, () if fetched.failure is None else (fetched.failure,), None, "")
         path = Path(fetched.path)
         here = ImageReference(uri=image.uri, address=fetched.path, root=path.parent, sha256=fetched.sha256)
@@ -383,7 +386,7 @@ class _BlockCheck:
             num_tokens=np.array([] if self._checker.settings.model is None else self._num_tokens, np.int32),
             images=self._image_values,
             image_files=self._image_files,
-            num_unfetched=self._num_unfetched,
+            num_unsettled=self._num_unsettled,
         )
 
 

@@ -87,7 +87,7 @@ def read_reply(stream: IO[bytes], reader: RowReader) -> CheckedBlock:
         num_tokens=np.frombuffer(num_tokens, np.int32),
         images=head["images"],
         image_files=head["image_files"],
-        num_unfetched=head["num_unfetched"],
+        num_unsettled=head["num_unsettled"],
     )
 
 
@@ -161,7 +161,7 @@ def answer(block: RowBlock, checker: RowChecker) -> bytes:
         "noted": [[row.line, row.id, _to_json(row.findings), row.text] for row in checked.noted],
         "images": checked.images,
         "image_files": checked.image_files,
-        "num_unfetched": checked.num_unfetched,
+        "num_unsettled": checked.num_unsettled,
     }
     texts = (checked.lines.tobytes(), checked.records, checked.canonical, checked.keys, checked.answers)
     return _message(head, [*texts, checked.answer_lengths.tobytes(), checked.questions, checked.num_tokens.tobytes()])

@@ -99,7 +99,7 @@ def validate_dataset(config: ValidationConfig, on_progress: OnProgress = ignore_
             writer.close()
             _write(folder / REPORT_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
             _write(folder / READABLE_REPORT_NAME, render_report(report))
-            if not across.num_unfetched:  # what could not be fetched may be there next time
+            if not across.num_unsettled:  # what is not to be had now may be next time
                 write_inputs(folder, digest, across.image_files())
     on_progress(_progress(tally, writer))
     return _summary(config.output, report)

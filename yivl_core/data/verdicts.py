@@ -27,6 +27,7 @@ VERDICTS_NAME = "verdicts.sqlite"  # in the folder of a cache
 
 _INFO_NAMES = [field.name for field in fields(ImageInfo)]
 _DECIDING_MODULES = ("decoding.py", "findings.py", "image_checks.py", "images.py", "references.py", "verdicts.py")
+_PASSING_DETAILS = frozenset({"permission_denied", "out_of_memory"})  # of this user, and of this process
 _NUM_KEPT_TO_WRITE = 256
 _WAIT_S = 30.0  # for other processes that write
 _TABLE = """
@@ -41,6 +42,11 @@ def file_state(path: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: no path at all
         return type(error).__name__
     return f"{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
+
+
+def is_lasting(findings: tuple[Finding, ...]) -> bool:
+    """Whether findings about an image stay true as long as its file does, whoever looks at it."""
+    return not any(finding.detail in _PASSING_DETAILS for finding in findings)
 
 
 class Verdicts:
@@ -74,7 +80,7 @@ class Verdicts:
         if known is not None:
             return known
         verdict = look()
-        if file_state(path) == state:  # and not changed meanwhile
+        if is_lasting(verdict[1]) and file_state(path) == state:  # and not changed meanwhile
             self._keep(self._key(path, uri), state, verdict)
         return verdict
 

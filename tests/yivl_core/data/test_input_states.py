@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageFile
 
 from yivl_core.data import images, verdicts
 from yivl_core.data.cache_configuration import CacheConfig, PruneConfig
@@ -323,3 +324,25 @@ def test_a_file_on_a_web_server_that_tells_nothing_of_its_changes_is_read(web: A
     assert validate(web.url + "/data.jsonl").summary.was_there
     answer("c")  # as long as before
     assert [record["response"] for record in validate(web.url + "/data.jsonl").records] == ["c"]
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_what_is_wrong_only_with_this_process_or_user_is_not_remembered(
+    failure: Exception, dataset: Path, validate: Validate, inspected: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        if isinstance(failure, MemoryError):
+            patched.setattr(Image.Image, "load", lambda *_: raised(failure))
+            patched.setattr(ImageFile.ImageFile, "load", lambda *_: raised(failure))
+        else:
+            patched.setattr(images, "open", lambda *_: raised(failure), raising=False)
+        failed = validate(dataset)
+        assert failed.summary.num_records == 0
+        assert not validate(dataset).summary.was_there
+    again = validate(dataset)
+    assert not again.summary.was_there
+    assert again.summary.num_records == 30
+
+
+def raised(failure: Exception) -> None:
+    raise failure
