@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,6 +48,7 @@ IMAGES_SCHEMA = pa.schema(  # the attributes of `ImageInfo`, in their order
 )
 
 _ROWS_PER_GROUP = 10_000
+_LINE = json.JSONEncoder(ensure_ascii=False)
 
 Numbers = npt.NDArray[np.uint64]
 Tell = Callable[[Source, str | None, tuple[Finding, ...]], None]
@@ -123,19 +125,20 @@ class DatasetWriter:
             num_read = 0
             for found in late:
                 self._warnings.writelines(earlier.before(found.number))
-                validated = _parsed(next(islice(lines, found.number - num_read, None)))
+                line = next(islice(lines, found.number - num_read, None))
                 num_read = found.number + 1
+                record_id: str | None = orjson.loads(line).get("id")  # in a third of the time that `_parsed` takes
                 findings = (*earlier.findings_of(found.number), *found.findings)
-                tell(found.source, validated.record.id, found.findings)
+                tell(found.source, record_id, found.findings)
                 if any(finding.severity == "error" for finding in found.findings):
-                    text = canonical_json(record_to_json(validated.record))[:MAX_KEPT_CHARS]
-                    self._reject(found.source, validated.record.id, findings, text)
+                    text = canonical_json(record_to_json(_parsed(line).record))[:MAX_KEPT_CHARS]
+                    self._reject(found.source, record_id, findings, text)
                     rejected.append(found.number)
                 else:
-                    self._warnings.write(_findings_line(found.source, validated.record.id, findings))
+                    self._warnings.write(_findings_line(found.source, record_id, findings))
             self._warnings.writelines(earlier.before(self.num_records))
         earlier_path.unlink()
-        return np.array(rejected, np.uint64)
+        return np.frombuffer(rejected, np.uint64)
 
     def leave_out(self, rejected: Numbers) -> Iterator[ValidatedRecord]:
         """Take records out, and give those that stay; all is done when the last one was taken."""
@@ -224,4 +227,4 @@ def _findings_line(source: Source, record_id: str | None, findings: tuple[Findin
         "findings": [finding.to_json() for finding in findings],
         **more,
     }
-    return json.dumps(values, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+    return _LINE.encode(values).encode(errors="backslashreplace") + b"\n"

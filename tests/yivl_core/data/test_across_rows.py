@@ -156,3 +156,15 @@ def test_records_that_are_too_long_for_the_model_are_told_with_a_histogram(
     rejected = validate(path, model=str(tiny_checkpoint), max_length=limit, policy=("too_long=quarantine",))
     assert rejected.summary.num_records == 2
     assert rejected.report["tokens"]["num"] == 2
+
+
+@pytest.mark.parametrize("choice", ["warn", "quarantine"])
+@pytest.mark.parametrize(("given", "told"), [(31, "31"), ("x\u00e9\n", "x\u00e9\n"), (None, None)])
+def test_what_is_found_late_is_told_of_the_record_by_its_name(
+    given: int | str | None, told: str | None, choice: str, write_rows: WriteRows, validate: Validate
+) -> None:
+    again = {"query": "a", "response": "b", "id": given}
+    result = validate(write_rows(again, again), policy=(f"duplicate_record={choice}",))
+    (found,) = result.warnings if choice == "warn" else result.quarantine
+    assert (found["line"], found["kind"], found["id"]) == (2, "duplicate_record", told)
+    assert result.report["findings"][0]["examples"][0]["id"] == told
