@@ -12,6 +12,7 @@ from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
+from yivl_core.data.references import refuse_address
 from yivl_core.data.verdicts import Verdict, Verdicts, file_state
 
 _NUM_IMAGES_REMEMBERED = 4096
@@ -99,10 +100,12 @@ class ImageChecker:
             return Outcome(replace(info, path=path), findings, path, file_state(path))
         if not isinstance(image.root, Path):
             return Outcome(*_verdict(image, self._store, self._depth), None, "")
+        try:
+            refuse_address(image.address)
+        except ImageError as cause:  # whatever files there are; and a URL may hold a secret, which is noted nowhere
+            return Outcome(None, (image_finding(cause),), None, "")
         path = os.path.join(image.root, image.address)  # noqa: PTH118
         state = file_state(path)
-        if state == UnicodeEncodeError.__name__:  # no file has such a name
-            return Outcome(*_verdict(image, self._store, self._depth), None, "")
         if self._verdicts is None:
             return Outcome(*_verdict(image, self._store, self._depth), path, state)
         try:

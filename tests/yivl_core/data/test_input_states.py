@@ -344,5 +344,15 @@ def test_what_is_wrong_only_with_this_process_or_user_is_not_remembered(
     assert again.summary.num_records == 30
 
 
+def test_no_secret_of_a_url_that_may_not_be_fetched_is_noted(
+    write_rows: WriteRows, validate: Validate, inspected: Counted, tmp_path: Path
+) -> None:
+    result = validate(write_rows({"query": "a", "response": "b", "images": ["https://ann:pw5f@host/a.png?token=77ab"]}))
+    assert result.findings == [(1, "url_not_allowed", "error")]
+    for path in [*result.folder.iterdir(), *(tmp_path / "cache").rglob("*")]:
+        assert not any(secret in path.read_bytes() for secret in (b"pw5f", b"77ab")), path
+    assert validate(tmp_path / "data.jsonl").summary.was_there
+
+
 def raised(failure: Exception) -> None:
     raise failure
