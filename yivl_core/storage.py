@@ -73,6 +73,9 @@ def _type_of(url: str) -> str | None:
         except (FileNotFoundError, NotADirectoryError) as error:
             if explain(error) is not None:  # the bucket is not there
                 raise
+            cause = error.__cause__  # a web server that does not answer is told as a file that is not there
+            if isinstance(cause, Exception) and explain(cause) is not None:
+                raise cause from None
             return None
 
 

@@ -360,7 +360,8 @@ class _BlockCheck:
             self._num_unsettled += not is_lasting(outcome.findings)
             return outcome
         if fetched.path is None:
-            self._num_unsettled += 1
+            is_refused = fetched.failure is not None and fetched.failure.kind == "url_not_allowed"
+            self._num_unsettled += not is_refused
             return Outcome(None, () if fetched.failure is None else (fetched.failure,), None, "")
         path = Path(fetched.path)
         here = ImageReference(uri=image.uri, address=fetched.path, root=path.parent, sha256=fetched.sha256)

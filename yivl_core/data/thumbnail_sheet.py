@@ -14,6 +14,7 @@ _NUM_COLUMNS = 6
 _CELL_PX, _MARGIN_PX, _LABEL_PX = 180, 8, 18
 _GREY, _INK = (236, 236, 236), (60, 60, 60)
 _QUALITY = 85
+_MAX_PIXELS = 16_000_000  # of an image that is decoded here, where no limit of memory holds
 
 
 def write_sheet(path: Path, images: Sequence[ImageInfo], max_pixels: int) -> None:
@@ -21,7 +22,7 @@ def write_sheet(path: Path, images: Sequence[ImageInfo], max_pixels: int) -> Non
 
     Args:
         path: of the file.
-        images: at least one; a picture of one that is gone, or was changed, stays empty.
+        images: at least one; a picture of one that is gone, was changed, or is very large stays empty.
         max_pixels: most pixels of an image.
 
     Raises:
@@ -45,6 +46,8 @@ def write_sheet(path: Path, images: Sequence[ImageInfo], max_pixels: int) -> Non
 
 
 def _picture(store: ImageStore, info: ImageInfo) -> Image.Image | None:
+    if info.width * info.height > _MAX_PIXELS:
+        return None
     try:
         picture = store.load(info.reference).image
     except ImageError:

@@ -20,6 +20,7 @@ from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.data.images import ImageStore
 from yivl_core.data.validation import validate_dataset
+from yivl_core.errors import ConfigurationError, StorageError
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -199,3 +200,24 @@ def test_a_dataset_itself_may_lie_anywhere(
     for path in [*(tmp_path / "remote").iterdir(), *(tmp_path / "few").iterdir()]:
         assert SECRET.encode() not in path.read_bytes(), path
     assert f"{web.url}/rows.jsonl.gz?token=...:1" in (tmp_path / "remote/report.json").read_text()
+
+
+def test_a_dataset_on_a_server_that_does_not_answer_is_no_file_that_is_not_there(web: Any, validate: Validate) -> None:
+    with pytest.raises(ConfigurationError, match=r"/gone\.jsonl: there is no such file"):
+        validate_dataset(ValidationConfig(dataset=(f"{web.url}/gone.jsonl",), output="out"))
+    web.close()
+    with pytest.raises(StorageError, match=r"/rows\.jsonl: no connection to the store; check the network"):
+        validate_dataset(ValidationConfig(dataset=(f"{web.url}/rows.jsonl",), output="out"))
+
+
+def test_a_dataset_with_a_url_that_is_refused_is_recognised_and_one_that_failed_is_tried_again(
+    web: Any, write_rows: WriteRows, validate: Validate, tmp_path: Path
+) -> None:
+    settings = {"allow_url": (web.url,), "cache": str(tmp_path / "cache")}
+    path = write_rows(row(0, web.image(0)), row(1, "https://example.com/a.png"))
+    assert validate(path, **settings).summary.num_records == 1
+    assert validate(path, **settings).summary.was_there
+    path = write_rows(row(0, web.image(0)), row(1, f"{web.url}/7.png"))
+    assert validate(path, **settings).summary.num_records == 1
+    web.image(7)
+    assert validate(path, **settings).summary.num_records == 2
