@@ -125,9 +125,9 @@ def _describe_retrain(summary: RetrainSummary) -> str:
 def _describe_cache(usage: CacheUsage) -> str:
     hosts = "".join(f"\n  {_size(host.num_bytes):>9} {host.num_urls:8,} {host.host}" for host in usage.hosts)
     unfinished = f", {usage.num_unfinished:,} unfinished" if usage.num_unfinished else ""
+    remembered = f"\nwhat validation found is remembered of {usage.num_verdicts:,} images" if usage.num_verdicts else ""
     return (
-        f"{usage.num_images:,} images of {_size(usage.num_bytes)}, from {usage.num_urls:,} URLs{unfinished}{hosts}\n"
-        f"what validation found is remembered of {usage.num_verdicts:,} images\n"
+        f"{usage.num_images:,} images of {_size(usage.num_bytes)}, from {usage.num_urls:,} URLs{unfinished}{hosts}{remembered}\n"
         f"cache {usage.folder}"
     )
 
