@@ -170,6 +170,10 @@ def test_a_run_that_gets_no_better_is_stopped_early(train: Train) -> None:
     assert metrics(again) == metrics(summary)
 
 
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_no_image_is_trained_on_and_held_out(
     train: Train, dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -184,8 +188,8 @@ def test_no_image_is_trained_on_and_held_out(
     summary = train(val_fraction=0.4, num_epochs=3, eval_steps=100)
     evaluated, trained = loaded[-5:], loaded[:-5]
     assert sorted(trained) == sorted(3 * [*set(range(12)) - set(evaluated)])
-    lines = (dataset / "records.jsonl").read_text().splitlines()
-    assert (Path(summary.output) / "val.jsonl").read_text().splitlines() == [lines[index] for index in sorted(evaluated)]
+    rows = json_lines(dataset / "records.jsonl")
+    assert json_lines(Path(summary.output) / "val.jsonl") == [rows[index] for index in sorted(evaluated)]
 
 
 @pytest.mark.parametrize("row_tokens", [None, 1])
@@ -299,7 +303,7 @@ def test_another_dataset_can_be_evaluated_on(train: Train, make_dataset: MakeDat
     other = make_dataset(3, responses={0: "Something else."})
     summary = train(val_dataset=str(other))
     assert (summary.num_train_samples, summary.num_val_samples) == (12, 3)
-    assert (Path(summary.output) / "val.jsonl").read_bytes() == (other / "records.jsonl").read_bytes()
+    assert json_lines(Path(summary.output) / "val.jsonl") == json_lines(other / "records.jsonl")
     loss, _ = evaluate_with_the_model_of_record(tiny_checkpoint, summary.adapter, held_out(summary))
     assert summary.val_loss == pytest.approx(loss, abs=1e-5)
 
