@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from yivl_core.data.configuration import ValidationConfig
-from yivl_core.data.dataset import digest_records, read_records
+from yivl_core.data.dataset import ValidatedRecord, digest_records, read_records
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import InputRow, read_rows
 from yivl_core.data.validation import validate_dataset
@@ -170,8 +170,8 @@ def test_a_run_that_gets_no_better_is_stopped_early(train: Train) -> None:
     assert metrics(again) == metrics(summary)
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def list_records(path: Path) -> list[ValidatedRecord]:
+    return list(read_records(path))
 
 
 def test_no_image_is_trained_on_and_held_out(
@@ -188,8 +188,8 @@ def test_no_image_is_trained_on_and_held_out(
     summary = train(val_fraction=0.4, num_epochs=3, eval_steps=100)
     evaluated, trained = loaded[-5:], loaded[:-5]
     assert sorted(trained) == sorted(3 * [*set(range(12)) - set(evaluated)])
-    rows = json_lines(dataset / "records.jsonl")
-    assert json_lines(Path(summary.output) / "val.jsonl") == [rows[index] for index in sorted(evaluated)]
+    rows = list_records(dataset / "records.jsonl")
+    assert list_records(Path(summary.output) / "val.jsonl") == [rows[index] for index in sorted(evaluated)]
 
 
 @pytest.mark.parametrize("row_tokens", [None, 1])
@@ -303,7 +303,7 @@ def test_another_dataset_can_be_evaluated_on(train: Train, make_dataset: MakeDat
     other = make_dataset(3, responses={0: "Something else."})
     summary = train(val_dataset=str(other))
     assert (summary.num_train_samples, summary.num_val_samples) == (12, 3)
-    assert json_lines(Path(summary.output) / "val.jsonl") == json_lines(other / "records.jsonl")
+    assert list_records(Path(summary.output) / "val.jsonl") == list_records(other / "records.jsonl")
     loss, _ = evaluate_with_the_model_of_record(tiny_checkpoint, summary.adapter, held_out(summary))
     assert summary.val_loss == pytest.approx(loss, abs=1e-5)
 
