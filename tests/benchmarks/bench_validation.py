@@ -69,9 +69,10 @@ def main() -> None:
                     validated = partial(_validate, images, folder / "out", image_depth=depth)
                     _print(f"validate images, {depth}", validated)
                     _print(f"validate images, {depth}, unchanged", partial(validated, was_there=True))
-                    with images.open("a") as file:
-                        file.write('{"query": "One more?", "response": "yes"}\n')
-                    _print(f"validate images, {depth}, one line more", validated)
+                    more = folder / "more.jsonl"
+                    more.write_text(images.read_text() + '{"query": "One more?", "response": "yes"}\n')
+                    one_more = partial(_validate, more, folder / "out", image_depth=depth)
+                    _print(f"validate images, {depth}, one line more", one_more)
                     peer = partial(_load, images, folder / "cache", depth=depth)
                     _print_peer(f"load_dataset and Pillow, {depth}", peer)
 
@@ -94,7 +95,6 @@ def _load(dataset: Path, cache: Path, depth: str | None = None) -> int:
     rows = datasets.load_dataset("json", data_files=str(dataset), cache_dir=str(cache), split="train")
     if depth is not None:
         look = partial(_look, root=str(dataset.parent), decodes=depth == "full")
-        rows = rows.filter(lambda row: bool(row["images"]), load_from_cache_file=False)
         rows = rows.map(look, num_proc=len(os.sched_getaffinity(0)), load_from_cache_file=False)
         assert all(rows["width"])
     return len(rows)

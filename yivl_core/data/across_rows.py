@@ -1,7 +1,7 @@
 """What only shows between rows: the same record or image twice, and what stands in a dataset that is to be kept apart.
 
 Rows come in blocks that were checked one by one; what is found here is kept until all have come. All of it lies on disk but for
-the keys of two million records, so memory does not grow with the dataset.
+the latest keys, so memory does not grow with the dataset.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from yivl_core.data.checked_rows import CheckedBlock
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
 from yivl_core.data.findings import Finding, Source, shown, warning
 from yivl_core.data.key_table import KEY_BYTES, Frequent, KeyTable, Repeat
@@ -22,7 +23,6 @@ from yivl_core.data.policies import Policies
 from yivl_core.data.record_lengths import Distribution, RecordLengths
 from yivl_core.data.records import sample_digest
 from yivl_core.data.references import ImageInfo
-from yivl_core.data.row_checks import CheckedBlock
 from yivl_core.temporary_tables import temporary_database
 
 _NUM_IMAGES_REMEMBERED = 50_000

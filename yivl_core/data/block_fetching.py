@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
+from yivl_core.data.checked_rows import Fetched, RowBlock
 from yivl_core.data.fetching import UrlFetcher
 from yivl_core.data.image_cache import CachedImage
 from yivl_core.data.image_checks import image_finding
@@ -17,7 +18,6 @@ from yivl_core.data.plain_records import plain_content
 from yivl_core.data.raw_row import RawRow, lines_of
 from yivl_core.data.reading import RowReader
 from yivl_core.data.references import ImageReference
-from yivl_core.data.row_checks import Fetched, RowBlock
 from yivl_core.data.strict_json import StrictJsonReader
 
 _NUM_URLS_AHEAD = 1024

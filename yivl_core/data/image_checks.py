@@ -12,6 +12,7 @@ from yivl_core.data.decoding import Depth
 from yivl_core.data.findings import Finding, error, shown, warning
 from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import IMAGE_WARNINGS, ImageError, ImageInfo, ImageReference, ImageStore
+from yivl_core.data.public_urls import public_url
 from yivl_core.data.references import refuse_address
 from yivl_core.data.verdicts import Verdict, Verdicts, file_state
 
@@ -98,8 +99,10 @@ class ImageChecker:
                 return Outcome(info, findings, None, "")
             path = str(self._cache.add_bytes(image.data).path)
             return Outcome(replace(info, path=path), findings, path, file_state(path))
-        if not isinstance(image.root, Path):
-            return Outcome(*_verdict(image, self._store, self._depth), None, "")
+        if not isinstance(image.root, Path):  # of a kind that is not fetched, or it would be in the cache by now
+            message = f"image {shown(image.uri)} is below {shown(public_url(image.root))}, from where nothing is fetched"
+            refusal = ImageError("url_not_allowed", message, "name a folder of this machine, or an http, https or s3 address")
+            return Outcome(None, (image_finding(refusal),), None, "")
         try:
             refuse_address(image.address)
         except ImageError as cause:  # whatever files there are; and a URL may hold a secret, which is noted nowhere

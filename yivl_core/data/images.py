@@ -5,7 +5,6 @@ himself; other URLs are refused: who may fetch them gives the place in the cache
 machine is checked on the resolved path before anything is opened.
 """
 
-import errno
 import hashlib
 import io
 import os
@@ -20,13 +19,23 @@ from PIL import Image
 from yivl_core.data.decoding import DecodedImage, Depth, ImageError, decode_image, inspect_image
 from yivl_core.data.findings import shown
 from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.image_errors import (
+    MISSING_REMEDY,
+    denied,
+    disk_errors,
+    empty,
+    file_type,
+    missing_told,
+    refuse_change,
+    refuse_vanished_root,
+    too_large,
+)
 from yivl_core.data.kept_images import find_kept
 from yivl_core.data.public_urls import public_url
 from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageReference, is_text, path_escape, refuse_address
-from yivl_core.errors import FileTooLargeError, StorageError
+from yivl_core.errors import FileTooLargeError
 from yivl_core.listing import StoredFile, file_on_disk, file_state
-from yivl_core.object_stores import answer_code
-from yivl_core.storage import describe_os_error, is_missing, join, read_limited
+from yivl_core.storage import describe_os_error, join, read_limited
 
 __all__ = [
     "EXTENSIONS",
@@ -107,12 +116,12 @@ class ImageStore:
             self._refuse_size(image, len(image.data))
             return StoredFile(image.address, len(image.data), self.digest(image), None)
         if not isinstance(image.root, Path):
-            with _missing_told(image):
+            with missing_told(image):
                 return replace(file_state(self._url(image)), name=image.address)
         path = self._real_path(image)
         status = os.stat(path)  # noqa: PTH116
         if not os.access(path, os.R_OK):
-            raise _denied(image, path)
+            raise denied(image, path)
         return file_on_disk(image.address, status)
 
     def digest(self, image: ImageReference) -> str:
@@ -138,7 +147,7 @@ class ImageStore:
                 data = content.read()
             return data[:num_bytes] + data[max(num_bytes, len(data) - num_bytes) :]
         path = self._real_path(image)
-        with _disk_errors(image, path):
+        with disk_errors(image, path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 head = os.pread(descriptor, num_bytes, 0)
@@ -216,7 +225,7 @@ class ImageStore:
             if image.sha256 not in (None, sha256):
                 message = f"{path} is not the image that was validated: its sha256 is not {image.sha256}"
                 raise ImageError("image_changed", message, "bring the image back, or validate the dataset again")
-            _refuse_change(image, content.seek(0, io.SEEK_END), state)
+            refuse_change(image, content.seek(0, io.SEEK_END), state)
             try:
                 yield content, path, sha256
             except ImageError as cause:
@@ -234,26 +243,26 @@ class ImageStore:
             yield io.BytesIO(self._read_remote(image)), self._url(image), None
             return
         path = self._real_path(image) if resolved is None else str(resolved)
-        with _disk_errors(image, path), open(path, "rb") as file:  # noqa: PTH123
+        with disk_errors(image, path), open(path, "rb") as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             self._refuse_size(image, status.st_size)
             yield _in_memory(file, status.st_size), path, file_on_disk(image.address, status).state
 
     def _read_remote(self, image: ImageReference) -> bytes:
         try:
-            with _missing_told(image):
+            with missing_told(image):
                 data = read_limited(self._url(image), self.max_bytes)
         except FileTooLargeError as cause:
-            raise _too_large(image, self.max_bytes) from cause
+            raise too_large(image, self.max_bytes) from cause
         if not data:
-            raise _empty(image)
+            raise empty(image)
         return data
 
     def _refuse_size(self, image: ImageReference, num_bytes: int) -> None:
         if num_bytes > self.max_bytes:
-            raise _too_large(image, self.max_bytes)
+            raise too_large(image, self.max_bytes)
         if not num_bytes:
-            raise _empty(image)
+            raise empty(image)
 
     def _url(self, image: ImageReference) -> str:
         assert isinstance(image.root, str)
@@ -279,16 +288,16 @@ class ImageStore:
         try:
             status = os.stat(real_path)  # noqa: PTH116
         except OSError as cause:  # not there, no folder on the way, symbolic links in a circle, name too long
-            _refuse_vanished_root(image, cause)
+            refuse_vanished_root(image, cause)
             is_denied = isinstance(cause, PermissionError)
             reason = describe_os_error(cause, real_path) if is_denied else f"{cause.strerror}: {real_path}"
             kind = "permission_denied" if is_denied else "image_missing"
-            raise ImageError(kind, f"image {shown(image.uri)} is not there ({reason})", _MISSING_REMEDY) from cause
+            raise ImageError(kind, f"image {shown(image.uri)} is not there ({reason})", MISSING_REMEDY) from cause
         if not stat.S_ISREG(status.st_mode):
-            message = f"image {shown(image.uri)} is a {_file_type(status.st_mode)}, not a file"
+            message = f"image {shown(image.uri)} is a {file_type(status.st_mode)}, not a file"
             raise ImageError("not_a_file", message, "give the address of an image file")
         if status.st_size == 0:
-            raise _empty(image)
+            raise empty(image)
         return real_path
 
     def _real_root(self, root: Path) -> str:
@@ -311,96 +320,10 @@ def _in_memory(file: io.BufferedReader, num_bytes: int) -> Content:
     return file
 
 
-@contextmanager
-def _disk_errors(image: ImageReference, path: str) -> Iterator[None]:
-    """A file that this user may not read is a property of the image; all else is the disk's trouble."""
-    try:
-        yield
-    except PermissionError as cause:
-        raise _denied(image, path) from cause
-    except OSError as cause:
-        raise StorageError(describe_os_error(cause, path)) from cause
-
-
-@contextmanager
-def _missing_told(image: ImageReference) -> Iterator[None]:
-    """A file that an object store does not have is a property of the image; all else is the store's trouble."""
-    try:
-        yield
-    except StorageError as cause:
-        kind = "image_missing" if is_missing(cause) else _kind_of(cause.__cause__)
-        if kind is None:
-            raise
-        raise ImageError(kind, f"image {shown(image.uri)} is not to be had ({cause})", _MISSING_REMEDY) from cause
-
-
-def _kind_of(cause: BaseException | None) -> str | None:
-    """What is wrong with one object, where it is not the store."""
-    if isinstance(cause, OSError) and cause.errno == errno.EISDIR:
-        return "not_a_file"
-    return None if cause is None else _KINDS_BY_ANSWER.get(answer_code(cause) or "")
-
-
-_KINDS_BY_ANSWER = {"KeyTooLongError": "image_missing", "InvalidObjectState": "permission_denied"}
-
-
 def _below(root: str, address: str) -> str:
     """A URL below a root as its address relative to that; any other address as it is."""
     start = root.rstrip("/") + "/"
     return address.removeprefix(start) if "://" in address else address
-
-
-def _denied(image: ImageReference, path: str) -> ImageError:
-    message = f"image {shown(image.uri)} may not be read ({path})"
-    return ImageError("permission_denied", message, "give this user the right to read it")
-
-
-def _empty(image: ImageReference) -> ImageError:
-    return ImageError("empty", f"image {shown(image.uri)} has no content", "replace the file")
-
-
-def _refuse_change(image: ImageReference, num_bytes: int, state: str | None) -> None:
-    """Nothing, if the file is the one that was listed; of an object store, whose files come without a state, by its size.
-
-    Raises:
-        ImageError: it is not.
-    """
-    listed = image.listed
-    if listed is not None and (listed.num_bytes != num_bytes or state not in (None, listed.state)):
-        message = f"image {shown(image.uri)} is not the file that was listed: its size or its time of change is another"
-        raise ImageError("image_changed", message, "bring the file back, or have it answered with another output folder")
-
-
-def _too_large(image: ImageReference, max_bytes: int) -> ImageError:
-    message = f"image {shown(image.uri)} is larger than {max_bytes:,} bytes"
-    return ImageError("too_many_bytes", message, "give a smaller file")
-
-
-def _refuse_vanished_root(image: ImageReference, cause: OSError) -> None:
-    """A folder that is gone, with a disk that was taken away perhaps, is not a million missing images.
-
-    Raises:
-        StorageError: nothing is left of the folder in which the image was found before.
-    """
-    if image.listed is None or cause.errno != errno.ENOENT:
-        return
-    try:
-        with os.scandir(image.root) as entries:
-            is_there = next(entries, None) is not None
-    except OSError:
-        is_there = False
-    if not is_there:
-        message = (
-            f"{image.root}: the folder of images is gone, or empty, and was not when it was listed; bring it back and resume"
-        )
-        raise StorageError(message) from cause
-
-
-_MISSING_REMEDY = "correct the address, or name the folder that addresses are relative to as image root"
-
-
-def _file_type(mode: int) -> str:
-    return {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}.get(stat.S_IFMT(mode), "device")
 
 
 def _warnings(address: Path, image_format: str, info: ImageInfo, *, is_animated: bool) -> tuple[str, ...]:

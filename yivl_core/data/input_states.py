@@ -114,9 +114,9 @@ def is_unchanged(folder: Path, digest: str) -> bool:
                 return False
             folders = _Folders()
             return all(
-                file_state(os.fsdecode(path)) == state and folders.real_folder(path) == folder
+                file_state(os.fsdecode(path)) == state and folders.real_folder(path) == real_folder
                 for batch in file.iter_batches()
-                for path, state, folder in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                for path, state, real_folder in zip(*(column.to_pylist() for column in batch.columns), strict=True)
             )
     except (OSError, ValueError, KeyError, pa.ArrowException):  # there is none, or none of ours
         return False

@@ -21,11 +21,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from yivl_core.data.checked_rows import CheckedBlock, Fetched, NotedRow, RowBlock
 from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.findings import Finding
 from yivl_core.data.raw_row import Lines, RawRow
 from yivl_core.data.reading import RowReader, to_folder
-from yivl_core.data.row_checks import CheckedBlock, CheckSettings, Fetched, NotedRow, RowBlock, RowChecker, open_checker
+from yivl_core.data.row_checks import CheckSettings, RowChecker, open_checker
 from yivl_core.errors import StorageError
 
 _READER_NAMES = [field.name for field in fields(RowReader)]

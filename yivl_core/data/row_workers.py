@@ -17,10 +17,11 @@ from contextlib import closing
 from dataclasses import asdict
 
 from yivl_core.data.block_fetching import fetch_blocks
+from yivl_core.data.checked_rows import CheckedBlock, RowBlock
 from yivl_core.data.fetching import UrlFetcher
 from yivl_core.data.mixed_files import FileRows
 from yivl_core.data.raw_row import Lines, RawRow, lines_of
-from yivl_core.data.row_checks import CheckedBlock, RowBlock, RowChecker
+from yivl_core.data.row_checks import RowChecker
 from yivl_core.data.row_worker import BrokenStreamError, read_reply, write_request
 from yivl_core.errors import ChildFailedError
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yivl_core.data.across_rows import AcrossRows
+from yivl_core.data.checked_rows import CheckedBlock
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.dataset import (
     FILE_NAMES,
@@ -32,7 +33,7 @@ from yivl_core.data.policies import Policies
 from yivl_core.data.reading import readable
 from yivl_core.data.references import is_text
 from yivl_core.data.report import Tally, build_report, render_report
-from yivl_core.data.row_checks import CheckedBlock, CheckSettings, open_checker
+from yivl_core.data.row_checks import CheckSettings, open_checker
 from yivl_core.data.row_workers import Pace, check_rows, count_cores
 from yivl_core.data.thumbnail_sheet import MAX_IMAGES, write_sheet
 from yivl_core.data.url_access import cache_folder, implied_urls, open_fetcher

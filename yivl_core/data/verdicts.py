@@ -26,7 +26,15 @@ Verdict = tuple[ImageInfo | None, tuple[Finding, ...]]
 VERDICTS_NAME = "verdicts.sqlite"  # in the folder of a cache
 
 _INFO_NAMES = [field.name for field in fields(ImageInfo)]
-_DECIDING_MODULES = ("decoding.py", "findings.py", "image_checks.py", "images.py", "references.py", "verdicts.py")
+_DECIDING_MODULES = (
+    "decoding.py",
+    "findings.py",
+    "image_checks.py",
+    "image_errors.py",
+    "images.py",
+    "references.py",
+    "verdicts.py",
+)
 _PASSING_DETAILS = frozenset({"permission_denied", "out_of_memory"})  # of this user, and of this process
 _NUM_KEPT_TO_WRITE = 256
 _WAIT_S = 30.0  # for other processes that write

@@ -21,6 +21,7 @@ from yivl_core.data.dataset import ValidatedDataset
 from yivl_core.data.images import ImageStore
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import ConfigurationError, StorageError
+from yivl_core.storage import publish_bytes
 
 Validate = Callable[..., Any]
 WriteRows = Callable[..., Path]
@@ -221,3 +222,12 @@ def test_a_dataset_with_a_url_that_is_refused_is_recognised_and_one_that_failed_
     assert validate(path, **settings).summary.num_records == 1
     web.image(7)
     assert validate(path, **settings).summary.num_records == 2
+
+
+def test_images_below_a_place_of_another_kind_are_refused(
+    write_rows: WriteRows, make_png: Callable[[int], bytes], validate: Validate
+) -> None:
+    publish_bytes("memory://images/0.png", make_png(0))
+    result = validate(write_rows(row(0, "0.png")), image_root="memory://images")
+    assert result.findings == [(1, "url_not_allowed", "error")]
+    assert 'is below "memory://images", from where nothing is fetched' in result.quarantine[0]["message"]

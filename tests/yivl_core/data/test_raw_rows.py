@@ -303,7 +303,7 @@ def test_a_name_that_comes_twice_among_very_many_is_found_at_once(tmp_path: Path
     text = "query," + ",".join(names) if name == "a.csv" else "{" + ",".join(f'"{name}":0' for name in names) + "}"
     start = time.process_time()
     assert places(rows_of(tmp_path / name, text, 1_000_000)) == [(None if name == "a.csv" else 1, ["duplicate_key"])]
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 20  # a minute and more where it grows with the square
 
 
 def test_a_cell_may_be_as_long_as_a_row(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from yivl_core.data import row_workers
+from yivl_core.data.checked_rows import RowBlock
 from yivl_core.data.dataset import parse_line
 from yivl_core.data.decoding import Depth
 from yivl_core.data.image_checks import ImageChecker
@@ -15,7 +16,7 @@ from yivl_core.data.mixed_files import FileRows
 from yivl_core.data.raw_row import RawRow
 from yivl_core.data.raw_rows import split_raw_rows
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
+from yivl_core.data.row_checks import CheckSettings, RowChecker
 from yivl_core.data.row_workers import check_rows
 from yivl_core.errors import StorageError
 

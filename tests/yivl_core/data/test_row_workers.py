@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 from yivl_core.data import row_worker, row_workers
+from yivl_core.data.checked_rows import RowBlock
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.decoding import Depth
 from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageInfo, ImageReference, ImageStore
 from yivl_core.data.raw_row import RawRow
 from yivl_core.data.reading import RowReader
-from yivl_core.data.row_checks import CheckSettings, RowBlock, RowChecker
+from yivl_core.data.row_checks import CheckSettings, RowChecker
 from yivl_core.data.row_workers import RowWorkers
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import ChildFailedError, StorageError

@@ -98,6 +98,6 @@ def test_the_place_of_a_fault_below_a_long_key_costs_no_more_than_another(name: 
     value = {"k" * 1_000_000: ["a"] * 20_000 + ["\x00"]}
     start = time.process_time()
     (finding,) = check_text(value if name == "x" else next(iter(value.values())), name)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20  # a minute and more where it grows with the square
     assert finding.message.startswith('"x.kkk' if name == "x" else '"kkk')
     assert finding.message.endswith("holds the control character U+0000")
