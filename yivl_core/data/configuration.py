@@ -1,6 +1,6 @@
 """What a user decides about validating a dataset, and what the validation found in short."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -111,7 +111,7 @@ class ValidationSummary:
         num_images: different images in the clean records.
         num_warnings: findings that did not reject their record.
         findings_by_kind: how often each kind of finding was seen, warnings included.
-        was_there: an earlier validation has left this result, and nothing has changed since.
+        was_there: an earlier validation left this result, and nothing has changed since. Tells nothing of the data: not compared.
     """
 
     output: str
@@ -123,4 +123,4 @@ class ValidationSummary:
     num_images: int
     num_warnings: int
     findings_by_kind: dict[str, int]
-    was_there: bool = False
+    was_there: bool = field(default=False, compare=False)
