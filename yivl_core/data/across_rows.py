@@ -244,14 +244,18 @@ class AcrossRows:
             self._add_late(number, file, line, warning("leaked_image", message, "leave the record out of one of the two"))
 
     def _find_or_add(self, sha256: str, values: list[Any], position: int, place: str) -> "_KnownImage":
-        self._insert_image((sha256, *values[:2], *values[3:], position, place))
-        first = self._database.execute("SELECT uri, place FROM images WHERE sha256 = ?", (sha256,)).fetchone()
-        apart = self._database.execute("SELECT dataset FROM apart WHERE sha256 = ?", (sha256,)).fetchone()
-        return _KnownImage(uri=first[0], place=first[1], apart=None if apart is None else apart[0])
+        uri, apart = values[0], None
+        if not self._insert_image((sha256, *values[:2], *values[3:], position, place)):
+            uri, place = self._database.execute("SELECT uri, place FROM images WHERE sha256 = ?", (sha256,)).fetchone()
+        if self._apart:
+            apart = self._database.execute("SELECT dataset FROM apart WHERE sha256 = ?", (sha256,)).fetchone()
+        return _KnownImage(uri=uri, place=place, apart=None if apart is None else apart[0])
 
-    def _insert_image(self, row: tuple[Any, ...]) -> None:
+    def _insert_image(self, row: tuple[Any, ...]) -> bool:
+        """Note an image; whether it is a new one."""
         cursor = self._database.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         self.num_images += cursor.rowcount
+        return cursor.rowcount > 0
 
     def _repeated(self, repeat: Repeat) -> Finding | None:
         if (repeat.file, repeat.line) == (repeat.first_file, repeat.first_line):

@@ -138,7 +138,7 @@ def inspect_image(data: bytes | IO[bytes], max_pixels: int, depth: Depth = "full
         (width, height), mode, is_animated = image.size, image.mode, _is_animated(image)
         if depth == "full":
             with _room.taken(width * height):
-                image.draft(None, (max(1, width // 8), max(1, height // 8)))
+                image.draft("L", (max(1, width // 8), max(1, height // 8)))
                 image.load()
         # A PNG file may tell its orientation behind its pixels, and would be decoded here.
         exif = image.getexif() if depth == "full" else Image.Image.getexif(image)

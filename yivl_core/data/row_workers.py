@@ -1,7 +1,7 @@
 """Who checks rows: a few threads of this process and, where there is much to check, processes of their own.
 
-Threads alone wait for each other, since parsing a row and decoding a small image is mostly Python. A process takes half a second
-to start, so a small dataset does without. Each process belongs to a thread here, which asks it and waits for its answer.
+Threads alone wait for each other, since parsing a row and decoding a small image is mostly Python. A process takes a second to
+start, so a small dataset does without, and the threads go on meanwhile. A thread asks a process and waits for its answer.
 """
 
 import json
@@ -9,12 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
+from queue import SimpleQueue
 
 from yivl_core.data.block_fetching import fetch_blocks
 from yivl_core.data.checked_rows import CheckedBlock, RowBlock
@@ -26,12 +26,13 @@ from yivl_core.data.row_worker import BrokenStreamError, read_reply, write_reque
 from yivl_core.errors import ChildFailedError
 
 _MAX_THREADS = 8
-_NUM_IMAGES_FOR_WORKERS = 1000
+_NUM_IMAGES_FOR_WORKERS = 400
 _NUM_ROWS_FOR_WORKERS = 10_000  # whatever images they have
+_HEAD_START = 4  # processes are started at a quarter of that
 _NUM_SINGLE_ROWS = 1000  # first ones, so that few rows with large images keep all threads busy
 _ROWS_PER_BLOCK = 64
 _BLOCK_BYTES = 1 << 18  # so that long rows do not add up
-_TEXT_BLOCK_BYTES, _IMAGE_BLOCK_BYTES = 1 << 18, 1 << 14
+_TEXT_BLOCK_BYTES, _IMAGE_BLOCK_BYTES = 1 << 18, 1 << 13
 _BLOCKS_AHEAD_OF_A_THREAD = 8
 _BLOCKS_AHEAD_OF_A_PROCESS = 2
 _COMMAND = (sys.executable, "-P", "-m", "yivl_core.data.row_worker")  # -P: no module of the working folder takes our place
@@ -123,10 +124,8 @@ class RowWorkers:
         self._num_rows = 0
         self._threads = ThreadPoolExecutor(min(_MAX_THREADS, count_cores()), thread_name_prefix="row")
         self._askers: ThreadPoolExecutor | None = None
-        self._own = threading.local()  # the process of a thread
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
-        self._is_closed = False
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
 
     @property
     def rows_per_block(self) -> int:
@@ -148,18 +147,16 @@ class RowWorkers:
             process died.
         """
         self._num_rows += len(block.rows) + (0 if block.lines is None else block.lines.data.count(b"\n"))
-        if not self._wants_processes:
+        if not self._processes and self._is_much(_HEAD_START):
+            self._start()
+        if self._askers is None or not self._wants_processes:
             return self._threads.submit(self._checker.check, block)
-        if self._askers is None:
-            self._askers = ThreadPoolExecutor(self._num_workers, "row-asker", initializer=_block_signals)
         return self._askers.submit(self._ask, block)
 
     def close(self) -> None:
         """Drop what is not done, and end all threads and processes."""
-        with self._lock:
-            self._is_closed = True
-            for process in self._processes:
-                process.kill()
+        for process in self._processes:
+            process.kill()
         for pool in (self._threads, self._askers):
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
@@ -168,11 +165,29 @@ class RowWorkers:
 
     @property
     def _wants_processes(self) -> bool:
-        is_much = self._checker.images.num_checked >= _NUM_IMAGES_FOR_WORKERS or self._num_rows >= _NUM_ROWS_FOR_WORKERS
-        return self._num_workers > 0 and is_much
+        return self._is_much(1)
+
+    def _is_much(self, times: int) -> bool:
+        """Whether this many times the rows or images so far are worth processes."""
+        num_images, num_rows = self._checker.images.num_checked * times, self._num_rows * times
+        return self._num_workers > 0 and (num_images >= _NUM_IMAGES_FOR_WORKERS or num_rows >= _NUM_ROWS_FOR_WORKERS)
+
+    def _start(self) -> None:
+        command = [*_COMMAND, json.dumps(asdict(self._checker.settings))]
+        environment = {**_ENVIRONMENT, **os.environ}
+        # Ctrl-C and SIGTERM, sent to a whole group perhaps, are kept from the processes: `close` ends them.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            for _ in range(self._num_workers):
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+                self._processes.append(process)
+                self._idle.put(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._askers = ThreadPoolExecutor(self._num_workers, "row-asker")
 
     def _ask(self, block: RowBlock) -> CheckedBlock:
-        process = self._process()
+        process = self._idle.get()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -181,24 +196,8 @@ class RowWorkers:
             return read_reply(process.stdout, block.reader)
         except (BrokenPipeError, BrokenStreamError):
             raise _death(process.wait()) from None
-
-    def _process(self) -> "subprocess.Popen[bytes]":
-        """The process of this thread, started where there is none yet."""
-        if not hasattr(self._own, "process"):
-            with self._lock:
-                if self._is_closed:
-                    raise ChildFailedError("the rows are no longer wanted")
-                command = [*_COMMAND, json.dumps(asdict(self._checker.settings))]
-                environment = {**_ENVIRONMENT, **os.environ}
-                self._own.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-                self._processes.append(self._own.process)
-        process: subprocess.Popen[bytes] = self._own.process
-        return process
-
-
-def _block_signals() -> None:
-    """Keep Ctrl-C and SIGTERM, sent to a whole group perhaps, from the processes that this thread starts: `close` ends them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        finally:
+            self._idle.put(process)
 
 
 def _death(code: int) -> ChildFailedError:

@@ -6,7 +6,7 @@ text than the original did. Plain SentencePiece behind a split at the added toke
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, pairwise
@@ -30,6 +30,8 @@ IGNORE_INDEX = -100
 _MARKER = re.compile(r"<\|.+\|>")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _MAX_REMEMBERED_TEXTS, _MAX_REMEMBERED_CHARS = 512, 4000
+_DIGITS = "0123456789"
+_ZEROS = str.maketrans(_DIGITS, "0" * len(_DIGITS))
 _WORD_START = "▁"  # stands for a blank in SentencePiece's pieces
 _CUT_TEXTS = (("a.\n\n###", " Human:"), (" Human:", " b"), ("a:", "   b  \n"), ("\n###", " Assistant:"), ("Ａ", " ①ﬁ e\u0301"))
 # `surrogateescape` turns each byte that is no UTF-8 into one of these; the original shows each as a replacement character.
@@ -64,8 +66,11 @@ class Tokenizer:
         markers = {piece: token_id for token_id, piece in enumerate(self._pieces) if _MARKER.fullmatch(piece)}
         self._added_pattern = re.compile(f"({_any_of(self._added_tokens)})")
         self._special_pattern = re.compile(f"(?={_any_of([*markers, *self._added_tokens])})")
+        # A hundred times as fast as the pattern, which nearly no text needs.
+        self._special_starts = re.compile(f"[{re.escape(''.join({text[:1] for text in [*markers, *self._added_tokens]}))}]")
         self._encode_once = lru_cache(_MAX_REMEMBERED_TEXTS)(self._encode_read_only)
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
+        self._splits_digits = "".join(sorted(self._pieces_with_digits())) == _DIGITS
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
 
@@ -122,12 +127,18 @@ class Tokenizer:
         if parse_special:
             for piece in self._added_pattern.split(text):
                 ids += [self._added_tokens[piece]] if piece in self._added_tokens else self._processor.encode(piece)
+        elif self._special_starts.search(text) is None:
+            return self._processor.encode(text)  # type: ignore[no-any-return]
         else:
             # Cut behind the first character, a special string is never whole, so SentencePiece cannot find it.
             cuts = [match.start() + 1 for match in self._special_pattern.finditer(text)]
             for start, end in pairwise([0, *cuts, len(text)]):
                 ids += self._processor.encode(text[start:end])
         return ids
+
+    def with_zeros(self, text: str) -> str:
+        """A text of as many tokens: zeros for all digits where the vocabulary has each digit alone, otherwise the same text."""
+        return text.translate(_ZEROS) if self._splits_digits and self._special_starts.search(text) is None else text
 
     def encode_repeated(self, text: str) -> npt.NDArray[np.int64]:
         """As `encode`, for system texts and questions, which many records share: the latest ones are not encoded again.
@@ -136,6 +147,12 @@ class Tokenizer:
             The ids, int64, not to be written to.
         """
         return self._encode_once(text) if len(text) <= _MAX_REMEMBERED_CHARS else self._encode_read_only(text)
+
+    def _pieces_with_digits(self) -> Iterator[str]:
+        """The pieces that match digits in the text of a user."""
+        for token_id, piece in enumerate(self._pieces):
+            if not set(_DIGITS).isdisjoint(piece) and token_id not in self.special_ids and not self._processor.is_byte(token_id):
+                yield piece
 
     def _encode_read_only(self, text: str) -> npt.NDArray[np.int64]:
         ids = np.array(self.encode(text), dtype=np.int64)

@@ -1,9 +1,11 @@
 """Counting at speed against the tokens that training reads."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +14,7 @@ from yivl_core.digests import canonical_json
 from yivl_core.processing import token_counts
 from yivl_core.processing.processor import Processor
 from yivl_core.processing.token_counts import TokenCounter
+from yivl_core.processing.tokenization import Tokenizer
 
 PIECES = [
     "a",
@@ -29,6 +32,9 @@ PIECES = [
     "<|Human|>",
     "▁",
     "12",
+    "3",
+    "<0x41>",
+    "٣½",
     "ﬁ",
     "🙂",
 ]
@@ -93,3 +99,26 @@ def test_forgetting_words_changes_no_count(folder: Path, monkeypatch: pytest.Mon
     forgetful = TokenCounter.from_checkpoint(str(folder), with_response=True)
     assert [forgetful(text) for text in texts] == expected
     assert len(forgetful._known_words) <= 3
+
+
+@pytest.mark.parametrize("splits_digits", [True, False])
+def test_numbers_of_as_many_digits_are_alike_where_each_digit_is_a_token(splits_digits: bool) -> None:
+    model = io.BytesIO()
+    texts = (f"of {number} and {number % 100}" for number in range(1000, 3000))
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=texts,
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=280 if splits_digits else 340,
+        byte_fallback=True,
+        split_digits=splits_digits,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    tokenizer = Tokenizer(processor, {"<|7|>": processor.vocab_size()})
+    numbers = [f"of {number}" for number in range(1000, 3000)]
+    assert (len({len(processor.encode(number)) for number in numbers}) == 1) is splits_digits
+    for number in numbers:
+        assert len(processor.encode(tokenizer.with_zeros(number))) == len(processor.encode(number))
+    assert tokenizer.with_zeros("of 1234") == ("of 0000" if splits_digits else "of 1234")
+    assert tokenizer.with_zeros("of <|7|>") == "of <|7|>"
