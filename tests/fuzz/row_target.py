@@ -320,7 +320,7 @@ def _check_items(content: bytes, rows: Sequence[RawRow]) -> None:
     strict = StrictJsonReader()
     found = [parse_raw_row(row, strict) for row in rows]
     if not isinstance(value, list):
-        assert any(row.findings for row in found) or is_coco_like(value)
+        assert any(row.findings for row in found) or is_coco_like(_read_leniently(content))
         return
     if not value:
         assert [row.findings[0].kind for row in found] == ["empty_file"]
@@ -331,6 +331,14 @@ def _check_items(content: bytes, rows: Sequence[RawRow]) -> None:
         is_sound = False
     if is_sound:
         assert [row.values for row in found] == [item if isinstance(item, dict) else None for item in value]
+
+
+def _read_leniently(content: bytes) -> Any:
+    """What a document says if bytes that are no UTF-8 are overlooked, as they are in the parts of COCO's that are not read."""
+    try:
+        return json.loads(content.removeprefix(_BOM).decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def is_coco_like(value: Any) -> bool:
