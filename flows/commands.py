@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainConfig, RetrainSummary, SftConfig
 from flows.options import Spelling
-from yivl_core.data.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
+from yivl_core.data.cache.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeSummary
@@ -217,14 +217,14 @@ COMMANDS = {
     ),
     "cache show": Command(
         help="what is kept, and where it came from",
-        function="yivl_core.data.cache_upkeep:show_cache",
+        function="yivl_core.data.cache.cache_upkeep:show_cache",
         config=CacheConfig,
         describe=_describe_cache,
         example="yivl cache show",
     ),
     "cache verify": Command(
         help="read every image that is kept, and remove damaged ones",
-        function="yivl_core.data.cache_upkeep:verify_cache",
+        function="yivl_core.data.cache.cache_upkeep:verify_cache",
         config=CacheConfig,
         describe=_describe_cache_check,
         example="yivl cache verify --cache /data/yivl-cache",
@@ -232,7 +232,7 @@ COMMANDS = {
     ),
     "cache prune": Command(
         help="remove the images that nobody used for long; without a limit, only what killed runs have left",
-        function="yivl_core.data.cache_upkeep:prune_cache",
+        function="yivl_core.data.cache.cache_upkeep:prune_cache",
         config=PruneConfig,
         describe=_describe_pruning,
         example="yivl cache prune --max-bytes 50000000000 --unused-days 90",

@@ -10,7 +10,7 @@ from tasks.caching import CACHED_TASK, CORE_TASK, content_key, run_cached
 from tasks.process import run_in_child
 from tasks.relay import ProgressRelay
 from yivl_core.data.inputs import InputSource, input_digest
-from yivl_core.data.url_settings import UNDECIDING_URL_SETTINGS
+from yivl_core.data.network.url_settings import UNDECIDING_URL_SETTINGS
 from yivl_core.doors import ShardedInferenceConfig
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary, find_input
 from yivl_core.model.files import adapter_digest, checkpoint_digest

@@ -129,9 +129,9 @@ def _urls(port: int, count: int) -> Iterator[str]:
 
 
 def _fetch(port: int, count: int, folder: Path) -> None:
-    from yivl_core.data.fetching import UrlFetcher
-    from yivl_core.data.image_cache import ImageCache
-    from yivl_core.data.url_policy import UrlPolicy
+    from yivl_core.data.cache.image_cache import ImageCache
+    from yivl_core.data.network.fetching import UrlFetcher
+    from yivl_core.data.network.url_policy import UrlPolicy
 
     with UrlFetcher(ImageCache(folder), UrlPolicy.of([f"http://127.0.0.1:{port}"])) as fetcher:
         for future in [fetcher.submit(url) for url in _urls(port, count)]:

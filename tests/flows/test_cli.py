@@ -14,7 +14,7 @@ import pytest
 
 from flows import cli
 from flows.commands import COMMANDS, _change
-from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
 from yivl_core.outputs.predictions import read_predictions

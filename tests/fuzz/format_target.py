@@ -13,21 +13,21 @@ from typing import Any
 from finding_invariants import check_findings
 from mutations import JSON_TOKENS, mutate_bytes, mutate_json, write_json
 
-from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.data_uris import is_data_uri, read_data_uri
 from yivl_core.data.dataset import ValidatedRecord, parse_line, record_line, record_to_json
 from yivl_core.data.findings import Source
-from yivl_core.data.formats import FORMATS, detect_format, to_record_values
 from yivl_core.data.images import ImageError, ImageInfo
-from yivl_core.data.parsing import parse_record
-from yivl_core.data.plain_json import read_plain_object
-from yivl_core.data.plain_records import plain_content
+from yivl_core.data.network.url_parts import read_url
 from yivl_core.data.public_urls import public_url, redact_urls
 from yivl_core.data.records import ImageSlot, Record, conversation
 from yivl_core.data.references import refuse_address
-from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader
-from yivl_core.data.url_parts import read_url
+from yivl_core.data.rows.column_mapping import ColumnMapping
+from yivl_core.data.rows.formats import FORMATS, detect_format, to_record_values
+from yivl_core.data.rows.parsing import parse_record
+from yivl_core.data.rows.plain_json import read_plain_object
+from yivl_core.data.rows.plain_records import plain_content
+from yivl_core.data.rows.strict_json import JsonSyntaxError, StrictJsonReader
 from yivl_core.errors import ConfigurationError
 
 _PART = {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}

@@ -9,8 +9,8 @@ from finding_invariants import check_findings
 from mutations import mutate_bytes, with_png_checksums
 from PIL import Image
 
+from yivl_core.data.checks.image_checks import image_finding
 from yivl_core.data.decoding import HEAD_BYTES, DecodedImage, ImageError, InspectedImage, decode_image, head_error, inspect_image
-from yivl_core.data.image_checks import image_finding
 
 MAX_PIXELS = 1 << 16
 MAX_SEED_BYTES = 30_000

@@ -21,20 +21,20 @@ from finding_invariants import check_findings, check_storable
 from mutations import JSON_TOKENS, mutate_bytes, mutate_json_line
 from PIL import Image
 
-from yivl_core.data import json_document
-from yivl_core.data.checked_rows import CheckedBlock, RowBlock
-from yivl_core.data.column_mapping import ColumnMapping
-from yivl_core.data.compression import data_suffix, is_compressed
+from yivl_core.data.checks.checked_rows import CheckedBlock, RowBlock
+from yivl_core.data.checks.image_checks import ImageChecker
+from yivl_core.data.checks.row_checks import CheckSettings, RowChecker
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.dataset import parse_line
-from yivl_core.data.image_checks import ImageChecker
 from yivl_core.data.images import ImageStore
-from yivl_core.data.raw_row import MAX_KEPT_CHARS, Lines, RawRow, lines_of, parse_raw_row
-from yivl_core.data.raw_rows import RowOptions, is_annotated, split_lines, split_raw_rows
 from yivl_core.data.reading import DEFAULT_MAX_LINE_BYTES, RowReader
-from yivl_core.data.row_checks import CheckSettings, RowChecker
-from yivl_core.data.row_counts import count_rows
-from yivl_core.data.strict_json import JsonSyntaxError, StrictJsonReader
+from yivl_core.data.rows import json_document
+from yivl_core.data.rows.column_mapping import ColumnMapping
+from yivl_core.data.rows.compression import data_suffix, is_compressed
+from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, Lines, RawRow, lines_of, parse_raw_row
+from yivl_core.data.rows.raw_rows import RowOptions, is_annotated, split_lines, split_raw_rows
+from yivl_core.data.rows.row_counts import count_rows
+from yivl_core.data.rows.strict_json import JsonSyntaxError, StrictJsonReader
 from yivl_core.errors import DatasetError
 
 MAX_SEED_BYTES = 16_000

@@ -44,10 +44,10 @@ def test_inputs_near_the_seeds_hold_what_is_promised(target: Any, num_changed: i
 @pytest.mark.parametrize(
     ("target", "place", "broken"),
     [
-        ("rows", "yivl_core.data.row_checks.plain_content", lambda values, purpose: {"query": "another"}),
-        ("rows", "yivl_core.data.raw_rows.read_line_blocks", lambda num_bytes, file, max_bytes: iter([])),
-        ("rows", "yivl_core.data.json_items.JsonDocument.take_comma", lambda document: False),
-        ("formats", "yivl_core.data.formats.read_messages", lambda messages, name, images, findings: messages[0]),
+        ("rows", "yivl_core.data.checks.row_checks.plain_content", lambda values, purpose: {"query": "another"}),
+        ("rows", "yivl_core.data.rows.raw_rows.read_line_blocks", lambda num_bytes, file, max_bytes: iter([])),
+        ("rows", "yivl_core.data.rows.json_items.JsonDocument.take_comma", lambda document: False),
+        ("formats", "yivl_core.data.rows.formats.read_messages", lambda messages, name, images, findings: messages[0]),
         ("formats", "yivl_core.data.findings.shown", lambda value: value * 10_000),
         ("images", "yivl_core.data.decoding._to_rgb", lambda image: image.rotate(90, expand=True)),
     ],

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from yivl_core.data.network.url_settings import UNDECIDING_URL_SETTINGS, UrlSettings
 from yivl_core.data.presets import find_question
-from yivl_core.data.url_settings import UNDECIDING_URL_SETTINGS, UrlSettings
 
 Purpose = Literal["training", "inference"]
 

@@ -23,8 +23,8 @@ from yivl_core.data.configuration import Purpose
 from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageInfo
 from yivl_core.data.notes import NOTE_FIELD, note_json
-from yivl_core.data.parsing import parse_record
 from yivl_core.data.records import Record
+from yivl_core.data.rows.parsing import parse_record
 from yivl_core.digests import canonical_json
 from yivl_core.errors import DatasetError
 from yivl_core.storage import open_binary, publish_file

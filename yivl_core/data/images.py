@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.decoding import DecodedImage, Depth, ImageError, decode_image, inspect_image
 from yivl_core.data.findings import shown
-from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.image_errors import (
     MISSING_REMEDY,
     denied,

@@ -22,9 +22,9 @@ from yivl_core.data.findings import Source, error, shown
 from yivl_core.data.image_folders import find_files, find_root
 from yivl_core.data.images import EXTENSIONS, ImageError, ImageReference, ImageStore
 from yivl_core.data.input_source import InputSource
-from yivl_core.data.parquet_rows import count_parquet_rows, is_parquet
 from yivl_core.data.reading import InputRow, open_root, read_rows, readable, readable_url, references, to_folder
 from yivl_core.data.records import ImageCountError, Record, conversation
+from yivl_core.data.rows.parquet_rows import count_parquet_rows, is_parquet
 from yivl_core.digests import canonical_json, digest_json
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.listing import StoredFile

@@ -4,9 +4,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from yivl_core.data.cache.image_cache import ImageCache, is_blob
 from yivl_core.data.decoding import ImageError
 from yivl_core.data.findings import shown
-from yivl_core.data.image_cache import ImageCache, is_blob
 from yivl_core.data.public_urls import public_url
 from yivl_core.data.references import ImageReference
 

@@ -14,19 +14,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from yivl_core.data.column_mapping import ColumnMapping
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.data_uris import is_data_uri, read_data_uri
 from yivl_core.data.findings import Finding, Source
-from yivl_core.data.formats import Format, detect_format, to_record_values
 from yivl_core.data.images import Folder, ImageInfo, ImageReference
-from yivl_core.data.parquet_rows import is_parquet, split_parquet_rows
-from yivl_core.data.parsing import parse_record
 from yivl_core.data.public_urls import public_url, redact_urls
-from yivl_core.data.raw_row import RawRow, parse_raw_row
-from yivl_core.data.raw_rows import RowOptions, first_names, split_raw_rows
 from yivl_core.data.records import Record
-from yivl_core.data.strict_json import StrictJsonReader
+from yivl_core.data.rows.column_mapping import ColumnMapping
+from yivl_core.data.rows.formats import Format, detect_format, to_record_values
+from yivl_core.data.rows.parquet_rows import is_parquet, split_parquet_rows
+from yivl_core.data.rows.parsing import parse_record
+from yivl_core.data.rows.raw_row import RawRow, parse_raw_row
+from yivl_core.data.rows.raw_rows import RowOptions, first_names, split_raw_rows
+from yivl_core.data.rows.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import is_file, is_local, parent

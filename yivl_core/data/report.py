@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from yivl_core.data.across_rows import AcrossRows
+from yivl_core.data.checks.across_rows import AcrossRows
+from yivl_core.data.checks.record_lengths import Distribution
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig
 from yivl_core.data.dataset import FORMAT, FORMAT_VERSION, QUARANTINE_NAME, SHEET_NAME, WARNINGS_NAME
 from yivl_core.data.findings import KINDS, Finding, Severity, Source, shown
 from yivl_core.data.public_urls import redact_urls
-from yivl_core.data.record_lengths import Distribution
 from yivl_core.data.references import ImageInfo
 from yivl_core.data.writing import DatasetWriter
 

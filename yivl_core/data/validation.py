@@ -15,8 +15,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from yivl_core.data.across_rows import AcrossRows
-from yivl_core.data.checked_rows import CheckedBlock
+from yivl_core.data.checks.across_rows import AcrossRows
+from yivl_core.data.checks.checked_rows import CheckedBlock
+from yivl_core.data.checks.input_states import digest_inputs, is_unchanged, write_inputs
+from yivl_core.data.checks.policies import Policies
+from yivl_core.data.checks.row_checks import CheckSettings, open_checker
+from yivl_core.data.checks.row_workers import Pace, check_rows, count_cores
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.dataset import (
     FILE_NAMES,
@@ -27,17 +31,13 @@ from yivl_core.data.dataset import (
     is_validated_dataset,
 )
 from yivl_core.data.findings import Finding, Source, shown
-from yivl_core.data.input_states import digest_inputs, is_unchanged, write_inputs
-from yivl_core.data.mixed_files import open_files
-from yivl_core.data.policies import Policies
+from yivl_core.data.network.url_access import cache_folder, implied_urls, open_fetcher
+from yivl_core.data.network.url_policy import UrlPolicy
 from yivl_core.data.reading import readable
 from yivl_core.data.references import is_text
 from yivl_core.data.report import Tally, build_report, render_report
-from yivl_core.data.row_checks import CheckSettings, open_checker
-from yivl_core.data.row_workers import Pace, check_rows, count_cores
+from yivl_core.data.rows.mixed_files import open_files
 from yivl_core.data.thumbnail_sheet import MAX_IMAGES, write_sheet
-from yivl_core.data.url_access import cache_folder, implied_urls, open_fetcher
-from yivl_core.data.url_policy import UrlPolicy
 from yivl_core.data.writing import DatasetWriter
 from yivl_core.errors import DatasetError, OutputError
 from yivl_core.locks import sole_publisher

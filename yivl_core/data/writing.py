@@ -19,8 +19,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yivl_core.data.across_rows import LateFindings
-from yivl_core.data.checked_rows import CheckedBlock
+from yivl_core.data.checks.across_rows import LateFindings
+from yivl_core.data.checks.checked_rows import CheckedBlock
 from yivl_core.data.dataset import (
     IMAGES_NAME,
     QUARANTINE_NAME,
@@ -31,7 +31,7 @@ from yivl_core.data.dataset import (
     record_to_json,
 )
 from yivl_core.data.findings import Finding, Source
-from yivl_core.data.raw_row import MAX_KEPT_CHARS
+from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS
 from yivl_core.digests import canonical_json
 
 IMAGES_SCHEMA = pa.schema(  # the attributes of `ImageInfo`, in their order

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from yivl_core.data.cache_configuration import default_cache_folder
+from yivl_core.data.cache.cache_configuration import default_cache_folder
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.dataset import RECORDS_NAME, read_records
-from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageInfo, ImageStore
 from yivl_core.outputs.predictions import PredictionImage
 from yivl_core.outputs.thumbnails import UNREADABLE, Thumbnail, load_thumbnail

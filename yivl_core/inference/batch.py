@@ -12,13 +12,13 @@ from typing import cast
 
 import torch
 
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import is_validated_dataset
-from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageStore
 from yivl_core.data.inputs import Input, open_input, stated_digest
-from yivl_core.data.url_access import cache_folder, open_fetcher
-from yivl_core.data.url_policy import UrlPolicy
+from yivl_core.data.network.url_access import cache_folder, open_fetcher
+from yivl_core.data.network.url_policy import UrlPolicy
 from yivl_core.errors import ConfigurationError
 from yivl_core.inference.configuration import (
     InferenceConfig,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from yivl_core.data.input_source import InputSource
-from yivl_core.data.url_settings import UrlSettings
+from yivl_core.data.network.url_settings import UrlSettings
 from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import HELD_OUT_FILE
 from yivl_core.settings import Gigabytes, narrow

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from yivl_core.ahead import results_ahead
-from yivl_core.data.fetching import UrlFetcher
-from yivl_core.data.image_cache import CachedImage
+from yivl_core.data.cache.image_cache import CachedImage
 from yivl_core.data.images import ImageError, ImageReference
-from yivl_core.data.url_access import implied_urls
-from yivl_core.data.url_policy import UrlPolicy
+from yivl_core.data.network.fetching import UrlFetcher
+from yivl_core.data.network.url_access import implied_urls
+from yivl_core.data.network.url_policy import UrlPolicy
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.inference.preparation import PlannedRow
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from yivl_core.data.cache_configuration import default_cache_folder
+from yivl_core.data.cache.cache_configuration import default_cache_folder
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.configuration import MAX_PIXELS_LIMIT
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
-from yivl_core.data.image_cache import ImageCache
 from yivl_core.data.images import ImageError, ImageInfo, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json

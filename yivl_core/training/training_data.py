@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from yivl_core.data.checks.row_workers import count_cores
 from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord, digest_records, write_records
-from yivl_core.data.row_workers import count_cores
 from yivl_core.errors import DatasetError
 from yivl_core.model.files import HELD_OUT_FILE, CheckpointFiles
 from yivl_core.processing.processor import Processor

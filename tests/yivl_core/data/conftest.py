@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
-from yivl_core.data.fetch_limits import FetchLimits
-from yivl_core.data.fetching import UrlFetcher
-from yivl_core.data.image_cache import ImageCache
-from yivl_core.data.url_policy import UrlPolicy
+from yivl_core.data.network.fetch_limits import FetchLimits
+from yivl_core.data.network.fetching import UrlFetcher
+from yivl_core.data.network.url_policy import UrlPolicy
 from yivl_core.data.validation import validate_dataset
 
 MakeImage = Callable[..., Path]
@@ -95,7 +95,7 @@ def cache(tmp_path: Path) -> ImageCache:
 @pytest.fixture
 def fetcher(web: Any, cache: ImageCache, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., UrlFetcher]]:
     """Makes fetchers that may reach the web server and lose little time; they are closed when the test ends."""
-    monkeypatch.setattr("yivl_core.data.downloading._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("yivl_core.data.network.downloading._FIRST_PAUSE_S", 0.01)
     with ExitStack() as stack:
 
         def make(*patterns: str, limits: Mapping[str, Any] = MappingProxyType({}), **settings: Any) -> UrlFetcher:

@@ -15,10 +15,10 @@ from PIL import Image
 
 from yivl_core.data.images import ImageError, ImageStore
 from yivl_core.data.inputs import InputSource, input_digest, open_input
-from yivl_core.data.parquet_rows import split_parquet_rows
 from yivl_core.data.presets import find_question
 from yivl_core.data.reading import InputRow, read_rows
 from yivl_core.data.records import Record
+from yivl_core.data.rows.parquet_rows import split_parquet_rows
 from yivl_core.errors import ConfigurationError, DatasetError
 
 

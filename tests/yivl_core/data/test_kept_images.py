@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yivl_core.data.image_cache import ImageCache
+from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.data.images import ImageError, ImageReference, ImageStore
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.image_folders import find_files
 from yivl_core.data.images import EXTENSIONS
-from yivl_core.data.url_settings import UrlSettings
+from yivl_core.data.network.url_settings import UrlSettings
 from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import CheckpointError, ConfigurationError, DatasetError, OutputError
 from yivl_core.inference.configuration import DecodingSettings, EngineSettings, InferenceConfig, InferenceSummary

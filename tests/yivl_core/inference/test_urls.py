@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from yivl_core.data.cache.image_cache import CachedImage
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.findings import Source
-from yivl_core.data.image_cache import CachedImage
 from yivl_core.data.images import ImageError, ImageReference
 from yivl_core.data.reading import InputRow
 from yivl_core.data.validation import validate_dataset
@@ -46,7 +46,7 @@ class StoppedError(Exception):
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YIVL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("yivl_core.data.downloading._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("yivl_core.data.network.downloading._FIRST_PAUSE_S", 0.01)
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:
