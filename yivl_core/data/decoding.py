@@ -118,6 +118,7 @@ def decode_image(data: bytes | IO[bytes], max_pixels: int) -> DecodedImage:
     with _opened(data, max_pixels) as image, _room.taken(image.width * image.height):
         image_format, mode, is_animated = image.format or "", image.mode, _is_animated(image)
         image.load()
+        _refuse_missing_palette(image)
         ImageOps.exif_transpose(image, in_place=True)
         return DecodedImage(image=_to_rgb(image), mode=mode, format=image_format, is_animated=is_animated)
 
@@ -140,6 +141,7 @@ def inspect_image(data: bytes | IO[bytes], max_pixels: int, depth: Depth = "full
             with _room.taken(width * height):
                 image.draft("L", (max(1, width // 8), max(1, height // 8)))
                 image.load()
+            _refuse_missing_palette(image)
         # A PNG file may tell its orientation behind its pixels, and would be decoded here.
         exif = image.getexif() if depth == "full" else Image.Image.getexif(image)
         if exif.get(_ORIENTATION) in _SWAPPING_ORIENTATIONS:
@@ -185,6 +187,11 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     if image.mode not in _EIGHT_BIT_MODES and not _has_sixteen_bits(image):
         message = f"pixels of mode {image.mode} have no agreed range"
         raise ImageError("unsupported_format", message, "save the image with 8 bits a channel")
+
+
+def _refuse_missing_palette(image: Image.Image) -> None:
+    if image.mode in ("P", "PA") and image.palette is None:  # Pillow would take the numbers of colours for grey values
+        raise ImageError("corrupt", "the image file has no palette for its colours", "replace the file")
 
 
 def _is_animated(image: Image.Image) -> bool:

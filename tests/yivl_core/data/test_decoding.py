@@ -5,6 +5,7 @@ import resource
 import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -302,6 +303,20 @@ def test_other_files_that_are_inspected_are_judged_as_those_that_are_decoded(ima
     for variant in variants:
         decoded = judged(lambda: decode_image(variant, 1_000_000))  # noqa: B023
         assert judged(lambda: inspect_image(variant, 1_000_000)) == decoded  # noqa: B023
+
+
+def test_a_palette_that_is_missing_is_damage_and_no_grey() -> None:
+    file = io.BytesIO()
+    Image.new("P", (20, 13), 3).save(file, "PNG")
+    data = file.getvalue().replace(b"PLTE", b"abCd")  # a chunk that nobody knows and anybody may leave out
+    start = data.index(b"abCd")
+    size = int.from_bytes(data[start - 4 : start])
+    checksum = zlib.crc32(data[start : start + 4 + size]).to_bytes(4)
+    data = data[: start + 4 + size] + checksum + data[start + 8 + size :]
+    for look in (decode_image, inspect_image):
+        with pytest.raises(ImageError, match="no palette") as refusal:
+            look(data, 1000)
+        assert refusal.value.kind == "corrupt"
 
 
 def test_every_awkward_file_is_inspected_as_it_is_decoded(shared_data: Path) -> None:
