@@ -139,7 +139,7 @@ def inspect_image(data: bytes | IO[bytes], max_pixels: int, depth: Depth = "full
         (width, height), mode, is_animated = image.size, image.mode, _is_animated(image)
         if depth == "full":
             with _room.taken(width * height):
-                image.draft("L", (max(1, width // 8), max(1, height // 8)))
+                image.draft("L" if _has_whole_ratios(image) else None, (max(1, width // 8), max(1, height // 8)))
                 image.load()
             _refuse_missing_palette(image)
         # A PNG file may tell its orientation behind its pixels, and would be decoded here.
@@ -187,6 +187,12 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     if image.mode not in _EIGHT_BIT_MODES and not _has_sixteen_bits(image):
         message = f"pixels of mode {image.mode} have no agreed range"
         raise ImageError("unsupported_format", message, "save the image with 8 bits a channel")
+
+
+def _has_whole_ratios(image: Image.Image) -> bool:
+    """Whether a JPEG that is decoded in grey would be in colour: libjpeg enlarges channels by whole numbers alone."""
+    layers = getattr(image, "layer", [])  # (id, horizontal and vertical samples, table) of each channel
+    return all(max(layer[place] for layer in layers) % max(1, layer[place]) == 0 for layer in layers for place in (1, 2))
 
 
 def _refuse_missing_palette(image: Image.Image) -> None:

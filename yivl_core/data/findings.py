@@ -67,6 +67,8 @@ MAX_ROW_FINDINGS = 100
 
 _MAX_SHOWN_CHARS = 80
 _MAX_READ_CHARS = 4096
+_LINE_BITS = 40  # of a place: a terabyte of blank lines
+MAX_LINE, _MAX_ITEM = (1 << _LINE_BITS) - 1, 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +78,32 @@ class Source:
     Attributes:
         file: path of the file.
         line: line of it, counted from 1 (only the byte `\n` ends a line); None for the file as a whole.
+        item: which of the items of a JSON list that begin on this line, counted from 1.
     """
 
     file: str
     line: int | None = None
+    item: int = 1
+
+    @classmethod
+    def of_place(cls, file: str, place: int | None) -> "Source":
+        """From a place in a file as `place_of` gives it."""
+        return cls(file=file) if place is None else cls(file=file, line=place & MAX_LINE, item=(place >> _LINE_BITS) + 1)
+
+    @property
+    def numbers(self) -> dict[str, int | None]:
+        """Line, and item where it is not the first of its line, as JSON tells them."""
+        return {"line": self.line} if self.item == 1 else {"line": self.line, "item": self.item}
 
     def __str__(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
+        if self.line is None:
+            return self.file
+        return f"{self.file}:{self.line}" if self.item == 1 else f"{self.file}:{self.line} (item {self.item} of this line)"
+
+
+def place_of(line: int, item: int) -> int:
+    """Line and item as one number, which is the line's for the first item of a line."""
+    return line | (min(item, _MAX_ITEM) - 1) << _LINE_BITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,12 +36,13 @@ class ValidatedNote(BaseModel):
 
     file: str
     line: int | None
+    item: int = 1
     images: list[_NotedImage]
 
     @property
     def source(self) -> Source:
         """Where the user wrote the record."""
-        return Source(file=self.file, line=self.line)
+        return Source(file=self.file, line=self.line, item=self.item)
 
     def image_infos(self, addresses: Sequence[str]) -> tuple[ImageInfo, ...]:
         """The images of the record that names these addresses; as many as the note has."""
@@ -63,7 +64,7 @@ def note_json(source: Source, images: Sequence[ImageInfo]) -> dict[str, Any]:
     """The note as a JSON object."""
     return {
         "file": source.file,
-        "line": source.line,
+        **source.numbers,
         "images": [image_note(image) for image in images],
     }
 

@@ -148,7 +148,7 @@ class RowReader:
     def read(self, raw: RawRow, json_reader: StrictJsonReader) -> InputRow:
         """What a row says."""
         raw = parse_raw_row(raw, json_reader)
-        source, text = Source(file=self.file, line=raw.line), redact_urls(raw.text)
+        source, text = Source.of_place(self.file, raw.line), redact_urls(raw.text)
         if raw.values is None or any(finding.severity == "error" for finding in raw.findings):
             return InputRow(source=source, findings=tuple(raw.findings), text=text)
         values, findings = self.convert(raw.values)

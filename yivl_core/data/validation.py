@@ -160,7 +160,7 @@ class _Judge(Tally):
             DatasetError: a finding is to stop the validation.
         """
         for row in block.noted:
-            self.tell(Source(file=block.file, line=row.line), row.id, row.findings)
+            self.tell(Source.of_place(block.file, row.line), row.id, row.findings)
         self.add_lines(block.file, block.num_rows)
 
     def tell(self, source: Source, record_id: str | None, findings: tuple[Finding, ...]) -> None:

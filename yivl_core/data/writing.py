@@ -94,7 +94,7 @@ class DatasetWriter:
         """Add the clean records of a block, and what there is to say about its rows."""
         numbers = dict(zip(block.lines.tolist(), count(self.num_records))) if block.noted else {}
         for row in block.noted:
-            source = Source(file=block.file, line=row.line)
+            source = Source.of_place(block.file, row.line)
             if row.text is not None:
                 self._reject(source, row.id, row.findings, row.text)
             elif row.line is not None:
@@ -221,7 +221,7 @@ def _findings_line(source: Source, record_id: str | None, findings: tuple[Findin
     first = min(findings, key=lambda finding: finding.severity != "error")
     values = {
         "file": source.file,
-        "line": source.line,
+        **source.numbers,
         "id": record_id,
         **first.to_json(),
         "findings": [finding.to_json() for finding in findings],

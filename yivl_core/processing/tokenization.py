@@ -70,7 +70,7 @@ class Tokenizer:
         self._special_starts = re.compile(f"[{re.escape(''.join({text[:1] for text in [*markers, *self._added_tokens]}))}]")
         self._encode_once = lru_cache(_MAX_REMEMBERED_TEXTS)(self._encode_read_only)
         self.special_ids = frozenset([*markers.values(), *self._added_tokens.values()])
-        self._splits_digits = "".join(sorted(self._pieces_with_digits())) == _DIGITS
+        self._splits_digits = sorted(self._pieces_with_digits()) == list(_DIGITS)
         self.eos_id: int = processor.eos_id()
         self.vocab_size: int = max(len(self._pieces), max(self.special_ids) + 1)
 

@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import random
 import resource
@@ -290,6 +291,16 @@ def test_a_jpeg_that_is_inspected_is_judged_as_one_that_is_decoded(name: str) ->
         assert judged(lambda: inspect_image(variant, 1_000_000)) == decoded  # noqa: B023
         verdicts.add(decoded[0])
     assert len(verdicts) >= 3  # whole ones, too, and errors of several kinds
+
+
+@pytest.mark.parametrize(("luma", "chroma"), [*itertools.permutations((0x11, 0x12, 0x21, 0x22, 0x13, 0x14, 0x23), 2)])
+@pytest.mark.parametrize("name", ["baseline", "progressive"])
+def test_a_jpeg_of_any_sampling_is_judged_as_one_that_is_decoded(name: str, luma: int, chroma: int) -> None:
+    data = bytearray(jpegs()[name])
+    start = data.index(b"\xff\xc2" if name == "progressive" else b"\xff\xc0") + 10
+    for channel, factors in enumerate((luma, chroma, chroma)):
+        data[start + 3 * channel + 1] = factors
+    assert judged(lambda: inspect_image(bytes(data), 1_000_000)) == judged(lambda: decode_image(bytes(data), 1_000_000))
 
 
 @pytest.mark.parametrize("image_format", [name for name in FORMATS if name != "JPEG"])

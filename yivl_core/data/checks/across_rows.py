@@ -153,7 +153,7 @@ class AcrossRows:
         rows = self._database.execute("SELECT * FROM late ORDER BY number, kind, rowid")
         for (number, file, line), group in groupby(rows, key=lambda row: row[:3]):
             findings = self._policies.apply(tuple(warning(*row[3:]) for row in group))
-            yield LateFindings(number=number, source=Source(file=self._files[file], line=line), findings=findings)
+            yield LateFindings(number=number, source=Source.of_place(self._files[file], line), findings=findings)
 
     def leave_out(self, rejected: npt.NDArray[np.uint64], kept: Iterable[ValidatedRecord]) -> None:
         """Forget records that were rejected for what was found late.
@@ -230,7 +230,7 @@ class AcrossRows:
         uri, sha256 = values[0], values[2]
         known = self._remembered.get(sha256)
         if known is None:
-            known = self._find_or_add(sha256, values, position, str(Source(file=self._files[file], line=line)))
+            known = self._find_or_add(sha256, values, position, str(Source.of_place(self._files[file], line)))
             if len(self._remembered) >= _NUM_IMAGES_REMEMBERED:
                 self._remembered.clear()
             self._remembered[sha256] = known
@@ -260,7 +260,7 @@ class AcrossRows:
     def _repeated(self, repeat: Repeat) -> Finding | None:
         if (repeat.file, repeat.line) == (repeat.first_file, repeat.first_line):
             return None  # it was asked for more than once
-        first = Source(file=self._files[repeat.first_file], line=repeat.first_line)
+        first = Source.of_place(self._files[repeat.first_file], repeat.first_line)
         return warning("duplicate_record", f"this record stands at {first} already", "keep one of them")
 
     def _leaked(self, match: Repeat) -> Finding:

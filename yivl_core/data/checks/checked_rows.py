@@ -47,7 +47,7 @@ class NotedRow(NamedTuple):  # which is made in half the time of a dataclass
     """A row about which there is something to say.
 
     Attributes:
-        line: where it stands; None for what concerns the file as a whole.
+        line: where it stands, as in `RawRow`; None for what concerns the file as a whole.
         id: the user's name for the record, if it is one.
         findings: those of the row, and those of its images.
         text: of a row that is rejected, how it is written; None for a clean one.
@@ -68,7 +68,7 @@ class CheckedBlock:
         file_number: which of the files it is.
         num_rows: how many rows it has, what concerns the file as a whole not counted.
         noted: rows about which there is something to say.
-        lines: int64 `[N]`: where the clean rows stand.
+        lines: int64 `[N]`: where the clean rows stand, as in `RawRow`.
         records: their lines for `records.jsonl`.
         canonical: their content, a line each.
         keys: the first 16 bytes of the sha256 of each line of that.

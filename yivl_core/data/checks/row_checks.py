@@ -24,7 +24,7 @@ from yivl_core.data.checks.token_lengths import open_token_counter
 from yivl_core.data.data_uris import is_data_uri
 from yivl_core.data.dataset import ValidatedRecord, record_line, record_to_json
 from yivl_core.data.decoding import Depth
-from yivl_core.data.findings import MAX_ROW_FINDINGS, Finding, warning
+from yivl_core.data.findings import MAX_LINE, MAX_ROW_FINDINGS, Finding, Source, warning
 from yivl_core.data.images import ImageError, ImageInfo, ImageReference, ImageStore
 from yivl_core.data.notes import NOTE_FIELD, image_note
 from yivl_core.data.reading import InputRow, RowReader
@@ -159,8 +159,8 @@ class _BlockCheck:
         self._image_values: list[Sequence[Any]] = []
         self._image_files: dict[str, str] = {}
         self._num_unsettled = 0
-        # The note of a record, as `note_json` has it, up to the number of its line.
-        self._note = b', "%b": {"file": %b, "line": ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
+        # The note of a record, as `note_json` has it, up to the numbers of its place.
+        self._note = b', "%b": {"file": %b, ' % (NOTE_FIELD.encode(), orjson.dumps(reader.file))
 
     def add(self, raw: RawRow) -> None:
         """Check a row."""
@@ -200,9 +200,10 @@ class _BlockCheck:
             digests = iter(infos)
             content = {**content, "images": [None if address is None else next(digests).sha256 for address in content["images"]]}
         notes = b"".join([b"[", orjson.dumps([image_note(info) for info in infos])[1:-1], b"]"]) if infos else b"[]"
+        numbers = b'"line": %d' % line if line <= MAX_LINE else orjson.dumps(Source.of_place("", line).numbers)[1:-1]
         self._add_clean(
             line=line,
-            record=b"".join([data[:-1], self._note, b"%d" % line, b', "images": ', notes, b"}}\n"]),
+            record=b"".join([data[:-1], self._note, numbers, b', "images": ', notes, b"}}\n"]),
             canonical=orjson.dumps(content, option=orjson.OPT_SORT_KEYS),
             content=content,
             infos=infos,

@@ -5,7 +5,7 @@ the versions that we run on.
 """
 
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
 
@@ -37,6 +37,24 @@ _CLOSED_IPV4 = tuple(
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 _CLOSED_IPV6 = tuple(IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"))
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64: the last 32 bits are an IPv4 address
+
+# Where clouds tell a machine its own secrets: link-local, and the exceptions of Azure, Alibaba, Oracle and AWS.
+_METADATA = tuple(
+    map(ip_network, ("169.254.0.0/16", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fe80::/10", "fd00:ec2::254"))
+)
+
+
+def is_metadata(address: str) -> bool:
+    """Whether clouds tell machines their own secrets at an address; False for what is no address."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, IPv6Address):
+        parsed = parsed.ipv4_mapped or parsed
+        if parsed in _TRANSLATED:
+            parsed = IPv4Address(int(parsed) & 0xFFFFFFFF)
+    return any(parsed in network for network in _METADATA)
 
 
 @lru_cache(maxsize=4096)

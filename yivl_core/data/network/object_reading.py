@@ -11,8 +11,8 @@ from yivl_core.data.decoding import HEAD_BYTES, ImageError, head_error
 from yivl_core.data.findings import shown
 from yivl_core.data.network.addresses import is_public
 from yivl_core.data.network.host_names import Resolve
-from yivl_core.data.network.url_parts import UrlParts, origin, read_url
-from yivl_core.data.network.url_policy import UrlPolicy
+from yivl_core.data.network.url_parts import UrlParts, read_url
+from yivl_core.data.network.url_policy import UrlPolicy, private_remedy
 from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError, YivlError
 from yivl_core.filesystems import s3_endpoint
 from yivl_core.listing import file_state
@@ -92,8 +92,7 @@ class ObjectReader:
         private = next((address for address in addresses if not is_public(address)), None)
         if private is not None and not self._policy.is_named(store.host, store.port):
             message = f"{_name(parts)} lies on the object store at {store.host}, which leads to {private}, no public address"
-            remedy = f"allow host and port by name: --allow-url {origin(*store.place, with_port=True)}"
-            raise ImageError("url_not_allowed", message, remedy)
+            raise ImageError("url_not_allowed", message, private_remedy(store, private))
         self._is_store_checked = True
 
     def _addresses(self, parts: UrlParts, store: UrlParts) -> list[str]:

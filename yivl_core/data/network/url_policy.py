@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from yivl_core.data.decoding import ImageError
-from yivl_core.data.network.addresses import is_public
+from yivl_core.data.network.addresses import is_metadata, is_public
 from yivl_core.data.network.url_parts import DEFAULT_PORTS, UrlParts, origin, read_url, refused
 from yivl_core.data.public_urls import public_url
 from yivl_core.errors import ConfigurationError
@@ -61,6 +61,8 @@ class UrlPolicy:
         """
         parts = read_url(url)
         if not self._allows(parts):
+            if parts.is_address and not is_public(parts.host):
+                raise refused(url, "is a URL that is not allowed", private_remedy(parts, parts.host))
             allowing = f"--allow-url {origin(*parts.place)}"
             if self == type(self)():
                 raise refused(url, "is a URL, and none are allowed", f"fetch it and give the path of the file, or {allowing}")
@@ -82,7 +84,7 @@ class UrlPolicy:
         private = next((address for address in addresses if not is_public(address)), None)
         if private is not None and not self.is_named(parts.host, parts.port):
             reason = f"leads to {private}, which is no address of the public internet"
-            raise refused(parts.url, reason, f"allow host and port by name: --allow-url {origin(*parts.place, with_port=True)}")
+            raise refused(parts.url, reason, private_remedy(parts, private))
 
     def _allows(self, parts: UrlParts) -> bool:
         scheme, host, port = place = parts.place
@@ -92,6 +94,13 @@ class UrlPolicy:
             return False
         labels = host.split(".")
         return any((scheme, ".".join(labels[start:]), port) in self.parents for start in range(1, len(labels)))
+
+
+def private_remedy(parts: UrlParts, address: str) -> str:
+    """What to do about a URL that leads to an address which is not public."""
+    if is_metadata(address):
+        return "leave it out; clouds tell a machine its own secrets there"
+    return f"if that machine is meant, allow host and port by name: --allow-url {origin(*parts.place, with_port=True)}"
 
 
 def _read_pattern(pattern: str) -> tuple[str, Place]:

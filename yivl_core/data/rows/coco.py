@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import IO, Any
 
 from yivl_core.data.configuration import Purpose
-from yivl_core.data.findings import Finding, error, wrong_type
+from yivl_core.data.findings import Finding, Source, error, wrong_type
 from yivl_core.data.presets import find_question
 from yivl_core.data.rows.json_items import named_items
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, RawRow, parse_raw_row
@@ -141,7 +141,11 @@ class _Tables:
         except sqlite3.IntegrityError:
             key = values[0]
             (line,) = self._database.execute(f"SELECT line FROM {table} WHERE id = ?", (key,)).fetchone()  # noqa: S608
-            yield error("duplicate_key", f"the id {key} stands in the {table} on line {line} already", "keep one of them")
+            yield error(
+                "duplicate_key",
+                f"the id {key} stands in the {table} on line {Source.of_place('', line).line} already",
+                "keep one of them",
+            )
 
 
 def _key(values: dict[str, Any], name: str, findings: list[Finding]) -> str:

@@ -12,7 +12,7 @@ longest item allowed, not on the document: a longer item is passed over, and is 
 from collections.abc import Container, Iterator
 from typing import IO
 
-from yivl_core.data.findings import error, shown
+from yivl_core.data.findings import error, place_of, shown
 from yivl_core.data.rows.json_document import BrokenDocumentError, JsonDocument, broken
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, RawRow
 
@@ -73,8 +73,12 @@ def _items(document: JsonDocument) -> Iterator[RawRow]:
     if document.peek() == "]":
         document.take()
         return
+    line, item = 0, 0
     while True:
-        yield document.read_item()
+        row = document.read_item()
+        assert row.line is not None
+        line, item = row.line, item + 1 if row.line == line else 1
+        yield row._replace(line=place_of(line, item))
         if document.take_comma():
             continue
         if document.peek() == "]":

@@ -14,7 +14,7 @@ class RawRow(NamedTuple):  # which is made in half the time of a dataclass
     """One row of a file.
 
     Attributes:
-        line: where it starts, from 1; None for what concerns the file as a whole.
+        line: where it starts, from 1; in a JSON list what `place_of` makes of line and item; None for all of the file.
         text: how it is written, cut after 2,000 characters.
         json: its JSON as bytes, where it waits for `parse_raw_row`.
         values: its values by field name, or None if there are none to be had.

@@ -168,3 +168,40 @@ def test_what_is_found_late_is_told_of_the_record_by_its_name(
     (found,) = result.warnings if choice == "warn" else result.quarantine
     assert (found["line"], found["kind"], found["id"]) == (2, "duplicate_record", told)
     assert result.report["findings"][0]["examples"][0]["id"] == told
+
+
+def test_items_of_a_list_on_one_line_are_told_apart(tmp_path: Path, validate: Validate) -> None:
+    record = {"query": "What is it?", "response": "a cat"}
+    path = tmp_path / "one_line.json"
+    path.write_text(json.dumps([record, {"query": ""}, record, {**record, "more": 1}, record]) + "\n")
+    result = validate(path)
+    assert [(one["line"], one["item"], one["kind"]) for one in result.quarantine] == [(1, 2, "empty_field")]
+    assert [(one["line"], one["item"], one["kind"]) for one in result.warnings] == [
+        (1, 3, "duplicate_record"),
+        (1, 4, "unknown_field"),
+        (1, 5, "duplicate_record"),
+    ]
+    assert f"stands at {path}:1 already" in result.warnings[0]["message"]
+    places = [str(record.source) for record in ValidatedDataset.open(str(result.folder))]
+    assert places == [f"{path}:1", *(f"{path}:1 (item {item} of this line)" for item in (3, 4, 5))]
+    with pytest.raises(DatasetError, match=r":1 \(item 3 of this line\): this record stands at"):
+        validate(path, policy=("duplicate_record=stop",))
+
+
+def test_captions_on_one_line_are_told_apart(tmp_path: Path, make_image: MakeImage, validate: Validate) -> None:
+    make_image("a.png")
+    caption = {"image_id": 1, "caption": "a cat"}
+    images = [{"id": 1, "file_name": "a.png"}]
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": [{"id": 1, **caption}, {"id": 2, **caption}]}))
+    assert validate(path).warnings == [], "the ids differ"
+    path.write_text(json.dumps({"images": images, "annotations": [caption, caption]}))
+    assert [(one["line"], one["item"], one["kind"]) for one in validate(path).warnings] == [(1, 2, "duplicate_record")]
+
+
+def test_what_is_asked_for_more_than_once_is_no_repeat(tmp_path: Path, validate: Validate) -> None:
+    record = {"query": "What is it?", "response": "a cat"}
+    path = tmp_path / "one_line.json"
+    path.write_text(json.dumps([record, {**record, "query": "And now?"}]))
+    result = validate(f"{path}#6")
+    assert (result.summary.num_records, result.warnings) == (6, [])

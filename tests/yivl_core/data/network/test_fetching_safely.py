@@ -77,7 +77,7 @@ def test_a_host_with_an_address_that_is_not_public_is_refused(fetcher, monkeypat
     assert error.kind == "url_not_allowed"
     assert "https://images.test/a?key=..." in error.message
     assert "no address of the public internet" in error.message
-    assert error.remedy == "allow host and port by name: --allow-url https://images.test:443"
+    assert error.remedy == "if that machine is meant, allow host and port by name: --allow-url https://images.test:443"
     assert connections.tried == []
 
 

@@ -182,6 +182,16 @@ def test_private_addresses_are_allowed_by_host_and_port_alone():
     assert "allow host and port by name: --allow-url http://10.0.0.2:80" in refusal(policy, "http://10.0.0.2/x")
 
 
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "[fd00:ec2::254]", "[::ffff:169.254.169.254]", "168.63.129.16", "[64:ff9b::a9fe:a9fe]"]
+)
+def test_nobody_is_advised_to_allow_where_clouds_tell_secrets(host):
+    for patterns in ([], ["https://"], ["http://"]):
+        message = refusal(UrlPolicy.of(patterns), f"http://{host}/x")
+        assert "leave it out" in message
+        assert "--allow-url" not in message
+
+
 def test_all_addresses_of_a_host_have_to_be_public_unless_it_is_named():
     policy = UrlPolicy.of(["https://a.org", "https://b.org:443"])
     parts = policy.check("https://a.org/x?token=hunter2")
