@@ -26,6 +26,7 @@ from yivl_core.data.checks.image_checks import ImageChecker
 from yivl_core.data.checks.row_checks import CheckSettings, RowChecker
 from yivl_core.data.configuration import Purpose
 from yivl_core.data.dataset import parse_line
+from yivl_core.data.findings import Source
 from yivl_core.data.images import ImageStore
 from yivl_core.data.reading import DEFAULT_MAX_LINE_BYTES, RowReader
 from yivl_core.data.rows import json_document
@@ -274,8 +275,9 @@ def _rows_and_damage(rows: Iterable[RawRow]) -> tuple[list[RawRow], str | None]:
 def _check_raw_rows(rows: Sequence[RawRow], *, in_order: bool) -> None:
     lines = [row.line for row in rows]
     assert None not in lines[:-1], "something follows what concerns the file as a whole"
-    numbers = [line for line in lines if line is not None]
-    assert all(line > 0 for line in numbers)
+    places = [Source.of_place("", line) for line in lines if line is not None]
+    numbers = [(place.line or 0, place.item) for place in places]
+    assert all(line > 0 and item > 0 for line, item in numbers)
     assert not in_order or numbers == sorted(numbers)
     for row in rows:
         check_findings(row.findings)

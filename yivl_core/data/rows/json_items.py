@@ -33,11 +33,12 @@ def list_items(file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
     document = JsonDocument(file, max_bytes)
     first = document.peek()
     if first == "[":
+        numbering = _Numbering()
         try:
-            yield from _items(document)
+            yield from map(numbering.place, _items(document))
             _check_end(document, "list")
         except BrokenDocumentError as cause:
-            yield cause.row
+            yield numbering.place(cause.row)
     elif first:
         finding = error("invalid_json", "the file is not a JSON list", "name it .jsonl if it holds one record a line")
         yield RawRow(line=None, findings=[finding])
@@ -67,18 +68,27 @@ def named_items(file: IO[bytes], names: Container[str], max_bytes: int) -> Itera
         yield None, cause.row
 
 
+class _Numbering:
+    """Counts the items that begin on the same line."""
+
+    def __init__(self) -> None:
+        self._line, self._item = 0, 0
+
+    def place(self, row: RawRow) -> RawRow:
+        """A row, of which the line is known, with its place."""
+        assert row.line is not None
+        self._line, self._item = row.line, self._item + 1 if row.line == self._line else 1
+        return row._replace(line=place_of(self._line, self._item))
+
+
 def _items(document: JsonDocument) -> Iterator[RawRow]:
     """The items of the list whose bracket is next; leaves the document behind the closing one."""
     document.take()
     if document.peek() == "]":
         document.take()
         return
-    line, item = 0, 0
     while True:
-        row = document.read_item()
-        assert row.line is not None
-        line, item = row.line, item + 1 if row.line == line else 1
-        yield row._replace(line=place_of(line, item))
+        yield document.read_item()
         if document.take_comma():
             continue
         if document.peek() == "]":
@@ -103,7 +113,7 @@ def _fields(document: JsonDocument, names: Container[str]) -> Iterator[tuple[str
         if name in names:
             seen.add(name)
         if name in names and document.peek() == "[":
-            for row in _items(document):
+            for row in map(_Numbering().place, _items(document)):
                 yield name, row
         elif name in names:
             row = document.read_item()
