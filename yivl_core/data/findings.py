@@ -27,7 +27,7 @@ KINDS: dict[str, str] = {
     "image_missing": "there is no such image",
     "image_unreadable": "the file is not an image that can be read; the detail says why",
     "path_escape": "the address leads out of the image root",
-    "url_not_allowed": "the address is a URL",
+    "url_not_allowed": "the address is a URL that `--allow-url` does not allow, or leads to where no public one may",
     "control_char": "text holds a NUL or another control character",
     "bad_encoding": "the bytes are not UTF-8 text",
     "bad_unicode": "text holds half a character, or a file name is not UTF-8",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.data.findings import KINDS
+from yivl_core.data.findings import KINDS, Source
 from yivl_core.data.rows import json_document
 from yivl_core.data.rows.json_items import list_items, named_items
 from yivl_core.data.rows.raw_row import RawRow, parse_raw_row
@@ -30,7 +30,7 @@ def rows_of(document: bytes | str, max_bytes: int = MAX_BYTES) -> list[RawRow]:
 
 
 def places(rows: list[RawRow]) -> list[tuple[int | None, list[str]]]:
-    return [(row.line, [finding.kind for finding in row.findings]) for row in rows]
+    return [(Source.of_place("", row.line).line, [finding.kind for finding in row.findings]) for row in rows]
 
 
 JSON = st.recursive(
@@ -69,7 +69,8 @@ def test_text_of_any_kind_gives_what_json_reads_or_a_finding(pieces: list[str], 
     text = "[" + "".join(pieces)
     rows = rows_of(text, max_bytes)
     assert all(finding.kind in KINDS for row in rows for finding in row.findings)
-    assert [row.line for row in rows] == sorted(row.line or 0 for row in rows)
+    numbers = [(place.line or 0, place.item) for place in (Source.of_place("", row.line) for row in rows)]
+    assert numbers == sorted(set(numbers)), "no two items have the same place"
     findings = [finding for row in rows for finding in row.findings]
     is_whole = not any("nothing behind it" in str(finding) or finding.kind == "trailing_garbage" for finding in findings)
     try:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yivl_core.data.configuration import Purpose
+from yivl_core.data.findings import Source
 from yivl_core.data.rows.raw_row import Lines, RawRow, lines_of, parse_raw_row
 from yivl_core.data.rows.raw_rows import RowOptions, split_lines, split_raw_rows
 from yivl_core.data.rows.strict_json import StrictJsonReader
@@ -30,7 +31,7 @@ def rows_of(path: Path, content: bytes | str, max_line_bytes: int = 10_000) -> l
 
 
 def places(rows: list[RawRow]) -> list[tuple[int | None, list[str]]]:
-    return [(row.line, [finding.kind for finding in row.findings]) for row in rows]
+    return [(Source.of_place("", row.line).line, [finding.kind for finding in row.findings]) for row in rows]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
