@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from flows.commands import COMMANDS, GROUPS, Command
 from flows.configuration import InferConfig
 from flows.options import add_options, read_options, usage
+from flows.secrets import refuse_secrets
 from yivl_core.child import INTERNAL_ERROR, interrupt_on_sigterm, lasting_os_errors
 from yivl_core.errors import Interrupted, StorageError, YivlError
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config: BaseModel | None = None
     try:
         config = read_options(given, command.config, command.spelling)
+        if command.flow:
+            refuse_secrets(config, command.spelling.option_of)
         with lasting_os_errors():
             summary = _run_flow(command, config) if command.flow else _run_function(command, config)
     except YivlError as error:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from prefect import flow
-
+from flows.checked_flow import flow
 from flows.configuration import DemoConfig, RetrainConfig, RetrainSummary
 from flows.retrain import run_retrain
 from yivl_core.errors import CheckpointError, DatasetError

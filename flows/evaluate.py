@@ -1,7 +1,6 @@
 """Predictions with references -> evaluation report."""
 
-from prefect import flow
-
+from flows.checked_flow import flow
 from tasks import evaluation
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 

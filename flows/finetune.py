@@ -1,7 +1,6 @@
 """Training data -> adapter (`sft`), adapter -> merged checkpoint (`export`)."""
 
-from prefect import flow
-
+from flows.checked_flow import flow
 from flows.configuration import ExportConfig, SftConfig
 from flows.validate import validate_to_go_on
 from tasks import merging, training

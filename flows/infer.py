@@ -3,7 +3,7 @@
 import time
 from uuid import UUID
 
-from prefect import flow, runtime
+from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
@@ -11,6 +11,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
+from flows.checked_flow import flow
 from flows.configuration import InferConfig, InferShardConfig
 from tasks import inference
 from tasks.relay import ProgressRelay

@@ -46,6 +46,10 @@ class Spelling:
             return place.upper()
         return self.names.get(place, "--" + place.replace("_", "-"))
 
+    def option_of(self, location: Location) -> str:
+        """The same for a place in the values: the second file of `dataset` is still `dataset`."""
+        return self.option(dotted(tuple(part for part in location if isinstance(part, str))))
+
 
 def add_options(parser: argparse.ArgumentParser, config: type[BaseModel], spelling: Spelling) -> None:
     """Give the parser an option for each field; one that was not given is absent from the result."""
@@ -79,7 +83,7 @@ def read_options(arguments: argparse.Namespace, config: type[Config], spelling: 
     try:
         return config.model_validate(values)
     except ValidationError as error:
-        message = explain_validation_error(error, lambda location: spelling.option(_place(location)))
+        message = explain_validation_error(error, spelling.option_of)
         raise ConfigurationError(_with_option_names(message, set(_places(config)), spelling)) from error
 
 
@@ -159,11 +163,6 @@ def _without_none(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, UnionType):
         (annotation,) = (choice for choice in get_args(annotation) if choice is not type(None))
     return annotation
-
-
-def _place(location: Location) -> str:
-    """The field that a place in the values belongs to: the second file of `dataset` is still `dataset`."""
-    return dotted(tuple(part for part in location if isinstance(part, str)))
 
 
 def _with_option_names(message: str, places: set[str], spelling: Spelling) -> str:

@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from prefect import flow, runtime
+from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.logging import get_run_logger
 
+from flows.checked_flow import flow
 from flows.configuration import RetrainConfig, RetrainSummary
 from flows.validate import validate_to_go_on
 from tasks.caching import content_key

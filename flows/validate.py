@@ -1,8 +1,8 @@
 """Records and images -> validated dataset."""
 
-from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows.checked_flow import flow
 from tasks import dataset
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.data.public_urls import redact_urls

@@ -1,7 +1,8 @@
 """An address -> the fsspec filesystem that reads and writes it, lists anew each time, and gives up in reasonable time.
 
 Endpoint and credentials of an object store come from the environment, as its client reads them: AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_PROFILE ..., or FSSPEC_S3_... for what s3fs alone knows. Nothing is kept here between calls: fsspec has
+AWS_ACCESS_KEY_ID, AWS_PROFILE ..., or FSSPEC_S3_... for what s3fs alone knows. Those of a web server stand in the address, as
+`${NAME}` (`url_variables.py`), and are put in here. Nothing is kept here between calls: fsspec has
 one client for each process, which a child does not inherit.
 """
 
@@ -13,6 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from yivl_core.errors import ConfigurationError
 from yivl_core.object_stores import without_secrets
+from yivl_core.url_variables import is_web, with_values
 
 _NUM_CLIENT_TRIES = 2  # of s3fs, each with the tries of botocore: of 5 and 5, half a minute and more, no user has a gain
 _PATIENCE_S = 60.0  # for one call; 503 for ever is given up before, after 15 s as a rule and 31 s at most
@@ -23,7 +25,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     """What fsspec reads and writes an address with, and the address as that takes it.
 
     Raises:
-        ConfigurationError: there is no such kind of address, or the package for it is not installed.
+        ConfigurationError: there is no such kind of address, the package for it is not installed, or a variable in it is not set.
     """
     protocol, separator, _ = url.partition("://")
     if not separator:
@@ -34,6 +36,8 @@ def filesystem_of(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         remedy = "pip install 'yivl[s3]'" if url.startswith(("s3://", "s3a://")) else "give a path of this machine"
         raise ConfigurationError(f"{without_secrets(url)}: addresses of this kind cannot be used ({error}); {remedy}") from error
+    if is_web(url):
+        path = with_values(url)
     if protocol == "memory" and not path.startswith("/"):  # which it leaves out where a name holds `::`
         path = f"/{path}"
     if is_s3(filesystem):

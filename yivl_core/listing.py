@@ -7,13 +7,14 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from yivl_core.filesystems import filesystem_of, is_s3, within_patience
 from yivl_core.storage import storage_errors
+from yivl_core.url_variables import is_web, literally
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5")
@@ -50,7 +51,8 @@ def list_tree(url: str) -> Iterator[StoredFile]:
     """
     with storage_errors(url):
         filesystem, path = filesystem_of(url)
-        yield from _list_objects(filesystem, path) if is_s3(filesystem) else _walk(filesystem, path)
+        for file in _list_objects(filesystem, path) if is_s3(filesystem) else _walk(filesystem, path):
+            yield replace(file, name=literally(file.name)) if is_web(url) else file
 
 
 def file_state(url: str) -> StoredFile:

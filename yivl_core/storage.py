@@ -22,6 +22,7 @@ from typing import IO, Any
 from yivl_core.errors import ConfigurationError, FileTooLargeError, StorageError
 from yivl_core.filesystems import filesystem_of, is_s3, within_patience
 from yivl_core.object_stores import answer_code, explain, without_secrets
+from yivl_core.url_variables import is_web, without_values
 
 _NUM_CREATE_TRIES = 6  # while another process creates the same file
 
@@ -334,12 +335,21 @@ def storage_errors(url: str) -> Iterator[None]:
         explained = explain(error)
         if explained is not None:
             kind, message = explained
-            raise kind(f"{without_secrets(url)}: {message}") from error
+            raise kind(f"{without_secrets(url)}: {without_values(message, url)}") from _loggable(error, url)
         if not isinstance(error, OSError):
             raise
         if error.errno is None:
             error.errno = _NUMBERS.get(type(error))
-        raise StorageError(describe_os_error(error, without_secrets(url))) from error
+        message = describe_os_error(error, without_secrets(url))
+        raise StorageError(without_secrets(without_values(message, url)) if is_web(url) else message) from _loggable(error, url)
+
+
+def _loggable(error: Exception, url: str) -> Exception:
+    """An error as it may stand in a log. That of a web client tells the address that was asked, secrets included."""
+    if not is_web(url):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    return OSError(number, f"{type(error).__name__} {answer_code(error) or ''}".rstrip())
 
 
 def is_missing(error: StorageError) -> bool:

@@ -36,6 +36,7 @@ from yivl_core.data.references import EXTENSIONS, Folder, ImageInfo, ImageRefere
 from yivl_core.errors import FileTooLargeError
 from yivl_core.listing import StoredFile, file_on_disk, file_state
 from yivl_core.storage import describe_os_error, join, read_limited
+from yivl_core.url_variables import is_web, literally
 
 __all__ = [
     "EXTENSIONS",
@@ -273,7 +274,7 @@ class ImageStore:
         if "?versionId=" in address:  # which the client of S3 takes for a part of the request
             message = f"image {shown(image.uri)} has ?versionId= in its name"
             raise ImageError("image_missing", message, "give the file another name")
-        return join(image.root, address)
+        return join(image.root, literally(address) if is_web(image.root) else address)
 
     def _real_path(self, image: ImageReference) -> str:
         """As `resolve`, for each image of a training: a `Path` is dearer than what is done with it."""

@@ -10,6 +10,8 @@ one) and escaped as JSON writers do (`\/`, `\u0026`). All patterns take time tha
 import re
 from urllib.parse import unquote
 
+from yivl_core.url_variables import VARIABLE, is_web
+
 _REMOVED = "..."
 
 _SECRET_PARTS = (
@@ -43,6 +45,9 @@ _FRAGMENT = re.compile(rf"(?:#|{_ESCAPE}u0023).*", re.IGNORECASE | re.DOTALL)
 _USERINFO = re.compile(rf"({_SLASHES})[^/?#\\]*@", re.IGNORECASE)
 # `//name:word`, where a port belongs: a password with a slash in it, which ends at the last @.
 _ODD_AUTHORITY = re.compile(rf"({_SLASHES})[^/?#\\:@\[\]]*:(?!\d{{0,5}}(?:[/?#\\]|$))", re.IGNORECASE)
+# Also those in which a slash or the scheme was forgotten.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.:-]+:/|(?:https?|s3):|//[^/@\s]+:[^/@\s]+@", re.IGNORECASE)
+_NO_USER = re.compile(r"\A(https?://):?@")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:|//")
 
 
@@ -54,6 +59,16 @@ def public_url(url: str) -> str:
     if not url.startswith("//", scheme.end()):  # refused by everybody, and still shown to somebody
         url = scheme[0] + url[scheme.end() :].rpartition("@")[2]
     return _without_secrets(_without_ends(url), _VALUE_IN_URL)
+
+
+def has_secret(setting: str) -> bool:
+    """Whether a setting is an address with a secret in it: user, password or secret parameter, of which nothing is `${NAME}`."""
+    url = setting.strip()
+    if _ADDRESS.match(url) is None:
+        return False
+    if is_web(url):
+        url = _NO_USER.sub(r"\1", VARIABLE.sub("", url))
+    return public_url(url) != _FRAGMENT.sub("", url) or _without_secrets(url, _VALUE_IN_URL) != url
 
 
 def redact_urls(text: str) -> str:

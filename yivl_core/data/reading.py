@@ -30,6 +30,7 @@ from yivl_core.data.rows.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import is_file, is_local, parent
+from yivl_core.url_variables import with_values
 
 __all__ = ["InputRow", "RowReader", "Source", "read_rows", "readable", "readable_url"]
 
@@ -227,11 +228,12 @@ def open_root(image_root: str) -> Folder:
     """The folder that a user has named for images.
 
     Raises:
-        ConfigurationError: there is none on this machine.
+        ConfigurationError: there is none on this machine, or a variable in its address is not set.
     """
     root = to_folder(image_root)
     if isinstance(root, Path) and not root.is_dir():
         raise ConfigurationError(f"{image_root}: there is no such folder; check the image root")
+    with_values(image_root)
     return root
 
 

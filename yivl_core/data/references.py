@@ -12,6 +12,7 @@ from yivl_core.data.decoding import ImageError
 from yivl_core.data.findings import shown
 from yivl_core.data.public_urls import public_url
 from yivl_core.listing import StoredFile
+from yivl_core.url_variables import with_user
 
 # Extensions that people give to images, with the format they promise (None: one that is not read).
 EXTENSIONS: dict[str, str | None] = {
@@ -75,6 +76,7 @@ class ImageReference:
 
         Raises:
             ImageError: its address leads away from its root.
+            ConfigurationError: a variable in its root is not set.
         """
         if self.data is not None:
             return None
@@ -85,7 +87,7 @@ class ImageReference:
         refuse_address(self.address)
         if self.address.startswith("/"):
             raise path_escape(self.address, f"leads out of {public_url(self.root)}")
-        return f"{self.root.rstrip('/')}/{self.address}"
+        return f"{with_user(self.root).rstrip('/')}/{self.address}"
 
     @property
     def fetched_url(self) -> str | None:

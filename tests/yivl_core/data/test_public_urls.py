@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yivl_core.data.public_urls import public_url, redact_urls
+from yivl_core.data.public_urls import has_secret, public_url, redact_urls
 
 SECRET = "hunter2-5f/Q=="
 NAMES = [
@@ -54,6 +54,32 @@ def test_other_parameters_are_kept(name):
 )
 def test_what_is_secret_in_a_url_is_removed(url, public):
     assert public_url(url) == public
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "https://ann:pw@host/a", "https://ann@host/a", "https://ann:p?w#x@host/a", "s3://AKIA:pw@bucket/a",
+        "https:/ann:pw@host/a", "https:ann:pw@host/a", "//ann:pw@host/a", " HTTPS://ann:pw@host/a", "simplecache::https://ann:pw@host/a",
+        "https://host/a?size=2&sig=5", "https://host/a.jsonl?sig=5#500", "https://host/a#access_token=5",
+        "https://${USER}:pw@host/a", "https://ann:${PASSWORD}@host/a", "https://host/a?sig=5${REST}", "https://host/a?sig=${1}",
+        "https://host/a?sig=${SIG}&token=5", "s3://${KEY}:${SECRET}@bucket/a",
+    ],
+)  # fmt: skip
+def test_a_setting_with_a_secret_that_is_written_out_has_one(setting):
+    assert has_secret(setting)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "https://host/a.jsonl?size=2#500", "https://host/@ann/a", "s3://bucket/a#b.jsonl", "data/a@b.jsonl", "/data//a@b",
+        "//a/b@c", "https://${USER}:${PASSWORD}@host:80/a", "https://${TOKEN}@host/a", "https://host/a?sig=${SIG}&x=1#5",
+        "https://host/?${SAS}", "https://host/?sig=&w=2", "Note: ann@host", "C:/x@y", "https://", "", "file:///home/a@b/c",
+    ],
+)  # fmt: skip
+def test_other_settings_have_none(setting):
+    assert not has_secret(setting)
 
 
 @pytest.mark.parametrize("path", ["a@2x.png", "scans/a?key=5.jpg", "a#b.png", "C:/x@y", "data:image/png;key=aGk=", ""])
