@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from yivl_core.data.public_urls import redact_urls
+from yivl_core.errors import DatasetError
 
 Severity = Literal["error", "warning"]
 
@@ -168,6 +169,25 @@ class RowFindings(list[Finding]):
     def __iadd__(self, findings: Iterable[Finding]) -> "RowFindings":  # type: ignore[override,misc]
         self.extend(findings)
         return self
+
+
+class UnreadableFileError(DatasetError):
+    """A file of a dataset cannot be read, or no further.
+
+    Attributes:
+        file: its name.
+        message: what is wrong, and where in the file.
+        remedy: how to mend it.
+    """
+
+    def __init__(self, file: str, message: str, remedy: str) -> None:
+        super().__init__(f"{file}: {message}; {remedy}")
+        self.file = file
+        self.message = message
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type["UnreadableFileError"], tuple[str, str, str]]:
+        return type(self), (self.file, self.message, self.remedy)  # for its way between processes
 
 
 def error(kind: str, message: str, remedy: str, detail: str | None = None) -> Finding:

@@ -184,7 +184,7 @@ def test_the_digest_of_a_parquet_file_changes_with_the_images_in_it(tmp_path: Pa
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     path = Path(write_parquet(tmp_path / "x.parquet", query=["q"] * 1000))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DatasetError, match=r"x\.parquet is damaged, or no parquet file \(.*\); write it again"):
+    with pytest.raises(DatasetError, match=r"x\.parquet: the file is damaged, or no parquet file \(.*\); write it again"):
         read(dataset=str(path))
     with pytest.raises(DatasetError, match="the file holds no record"):
         read(dataset=write_parquet(tmp_path / "y.parquet", query=pa.array([], pa.string())))

@@ -1,28 +1,27 @@
 """Compressed files -> their content, as a stream. A file is compressed if its name and its first bytes both say so.
 
-Gzip (`.gz`) by Python's own reader, which checks the content's sum; Zstandard (`.zst`) by pyarrow's. Files of several members or
-frames, as `cat` or parallel compressors make them, are read to their end. However far a file unfolds, blocks are held, no more.
+Gzip (`.gz`), whose sums are checked, and Zstandard (`.zst`). Files of several members or frames, as `cat` or parallel
+compressors make them, are read to their end. However far a file unfolds, blocks are held, no more.
 """
 
-import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from yivl_core.errors import DatasetError
+from yivl_core.data.findings import UnreadableFileError
+from yivl_core.data.rows.unpacking import is_failure, is_zstd, unpack_gzip, unpack_zstd
 from yivl_core.object_stores import without_secrets
 
 COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 _BUFFER_BYTES = 1 << 17
-_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
-_SKIPPABLE_FRAME = (b"\x2a\x4d\x18", range(0x50, 0x60))  # zstd, RFC 8878 3.1.2: its last three bytes, and the first
+_GZIP_MAGIC = b"\x1f\x8b"
 _NAMES = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -53,8 +52,9 @@ def open_uncompressed(file: IO[bytes], url: str) -> Iterator[io.BufferedReader]:
         url: its name, for the ending and for messages.
 
     Raises:
-        DatasetError: the name says that the file is compressed and its content does not. Reading raises one where the stream is
-            damaged or cut off.
+        UnreadableFileError: the name says that the file is compressed and its content does not. Where the stream is damaged or
+            cut off, reading gives what can be unpacked, which may end within a line, and raises one from then on; reading
+            everything in one call raises at once.
     """
     with io.BufferedReader(cast(Any, file), _BUFFER_BYTES) as buffered:
         suffix = _path(url).suffix.lower()
@@ -63,9 +63,9 @@ def open_uncompressed(file: IO[bytes], url: str) -> Iterator[io.BufferedReader]:
             yield buffered
             return
         _check_content(head, suffix, url)
-        opened = gzip.GzipFile(fileobj=buffered) if suffix == ".gz" else pa.CompressedInputStream(buffered, "zstd")
-        with opened, io.BufferedReader(cast(Any, _Uncompressed(opened, url)), _BUFFER_BYTES) as uncompressed:
-            yield uncompressed
+        pieces = unpack_gzip(buffered) if suffix == ".gz" else unpack_zstd(buffered)
+        with _Content(_Unpacked(pieces), url) as content:
+            yield content
 
 
 def _check_content(head: bytes, suffix: str, url: str) -> None:
@@ -73,43 +73,110 @@ def _check_content(head: bytes, suffix: str, url: str) -> None:
         return
     other = next((_NAMES[other] for other in COMPRESSED_SUFFIXES if _fits(head, other)), None)
     what = "not compressed, or in another way" if other is None else f"compressed with {other}"
-    raise DatasetError(
-        f"{without_secrets(url)}: by its name it is compressed with {_NAMES[suffix]}, by its content it is {what}; rename it"
-    )
+    message = f"by its name it is compressed with {_NAMES[suffix]}, by its content it is {what}"
+    raise UnreadableFileError(without_secrets(url), message, "rename it")
 
 
 def _fits(head: bytes, suffix: str) -> bool:
-    if suffix == ".zst" and head[1:] == _SKIPPABLE_FRAME[0] and head[0] in _SKIPPABLE_FRAME[1]:
+    return is_zstd(head) if suffix == ".zst" else head.startswith(_GZIP_MAGIC)
+
+
+def read_up_to_damage(read: Callable[[int], bytes], num_bytes: int) -> bytes:
+    """What a method of such a stream reads; where the file is damaged none, as at its end. Reading on tells the damage again."""
+    try:
+        return read(num_bytes)
+    except UnreadableFileError:
+        return b""
+
+
+def is_at_damage(file: IO[bytes]) -> bool:
+    """Whether a stream that was read to its end was so for being damaged."""
+    try:
+        file.read(1)
+    except UnreadableFileError:
         return True
-    return head.startswith(_MAGIC[suffix])
+    return False
 
 
-class _Uncompressed(io.RawIOBase):
-    """A stream whose damage is told with the file's name and the place.
+class _Unpacked(io.RawIOBase):
+    """A stream that ends where it is damaged.
+
+    Attributes:
+        num_bytes: how many were given.
+        damage: why no more are.
 
     Args:
-        opened: gives the content.
-        url: its name.
+        pieces: the content.
     """
 
-    def __init__(self, opened: Any, url: str) -> None:
-        self._opened, self._url = opened, url
-        self._num_bytes = 0
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._piece = pieces, memoryview(b"")
+        self.num_bytes = 0
+        self.damage: Exception | None = None
+        self._failure: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
+        view, num_bytes = memoryview(buffer), 0
+        while num_bytes < len(view) and (piece := self._piece or self._next_piece()):
+            part = piece[: len(view) - num_bytes]
+            view[num_bytes : num_bytes + len(part)] = part
+            self._piece = piece[len(part) :]
+            num_bytes += len(part)
+        self.num_bytes += num_bytes
+        return num_bytes
+
+    def _next_piece(self) -> memoryview:
+        if self._failure is not None:  # the pieces would seem to be at their end
+            raise self._failure
         try:
-            data = self._opened.read(len(view))
+            return memoryview(next(filter(None, self._pieces), b""))
         except (EOFError, zlib.error, OSError, pa.ArrowException) as cause:
-            if isinstance(cause, OSError) and cause.errno is not None:
-                raise  # the disk or the network, not the content
-            raise DatasetError(
-                f"{without_secrets(self._url)}: the compressed file is damaged or cut off ({cause}); {self._num_bytes:,} bytes "
-                "of its content were read; fetch or write it again"
-            ) from cause
-        view[: len(data)] = data
-        self._num_bytes += len(data)
-        return len(data)
+            if is_failure(cause):
+                self._failure = cause
+                raise
+            self.damage = cause
+            return memoryview(b"")
+
+
+class _Content(io.BufferedReader):
+    """A stream that raises where it is damaged, once all in front of the damage was given.
+
+    `BufferedReader` by itself drops what it holds when the stream below it raises.
+
+    Args:
+        unpacked: the stream.
+        url: its name.
+    """
+
+    def __init__(self, unpacked: _Unpacked, url: str) -> None:
+        super().__init__(unpacked, _BUFFER_BYTES)
+        self._unpacked, self._url = unpacked, url
+
+    def peek(self, size: int = 0, /) -> bytes:
+        return super().peek(size) or self._end()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        return data if data and size is not None and size >= 0 else data + self._end()
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return super().read1(size) or self._end()
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(size) or self._end()
+
+    def readinto(self, buffer: Any, /) -> int:
+        return super().readinto(buffer) or len(self._end())
+
+    def readinto1(self, buffer: Any, /) -> int:
+        return super().readinto1(buffer) or len(self._end())
+
+    def _end(self) -> bytes:
+        if (cause := self._unpacked.damage) is None:
+            return b""
+        place = f"behind {self._unpacked.num_bytes:,} bytes of its content"
+        message = f"the compressed file is damaged or cut off {place} ({cause})"
+        raise UnreadableFileError(without_secrets(self._url), message, "fetch or write it again") from cause

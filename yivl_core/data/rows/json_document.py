@@ -10,6 +10,7 @@ import re
 from typing import IO
 
 from yivl_core.data.findings import error, row_too_long
+from yivl_core.data.rows.compression import read_up_to_damage
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, RawRow
 from yivl_core.data.rows.strict_json import JsonSyntaxError, StrictJsonReader, skip_white_space
 
@@ -199,7 +200,7 @@ class JsonDocument:
 
     def _read_on(self) -> None:
         """Drop what lies before the place and add a block, twice as much where a long value is cut off."""
-        data = self._file.read(max(_BLOCK_BYTES, len(self._text) - self._position))
+        data = read_up_to_damage(self._file.read, max(_BLOCK_BYTES, len(self._text) - self._position))
         self._line, self._counted = self.line, 0
         self._text = self._text[self._position :] + self._to_text.decode(data, final=not data)
         self._position = 0

@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from yivl_core.data.findings import Finding, error, row_too_long, shown
 from yivl_core.data.rows.column_mapping import ColumnMapping
+from yivl_core.data.rows.compression import is_at_damage, read_up_to_damage
 from yivl_core.data.rows.formats import detect_format
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, Lines, RawRow, about_file, decode_row
 from yivl_core.data.rows.strict_json import JsonSyntaxError, StrictJsonReader, first_twice
@@ -44,7 +45,7 @@ def read_line_blocks(num_bytes: Callable[[], int], file: IO[bytes], max_bytes: i
     if first.line is None:
         return
     number, rest = first.line + 1, b""
-    while data := file.read(num_bytes()):
+    while data := read_up_to_damage(file.read, num_bytes()):
         data = rest + data
         end = data.rfind(b"\n") + 1
         if end:
@@ -52,8 +53,7 @@ def read_line_blocks(num_bytes: Callable[[], int], file: IO[bytes], max_bytes: i
             number += data.count(b"\n", 0, end)
         rest = data[end:]
         if len(rest) > max_bytes + 2:  # room for \r\n
-            while (more := file.readline(_BLOCK_BYTES)) and not more.endswith(b"\n"):
-                pass
+            _pass_over_line(file)
             yield RawRow(line=number, findings=[row_too_long(max_bytes)])
             number, rest = number + 1, b""
     if rest:
@@ -72,6 +72,8 @@ def read_csv(mapping: ColumnMapping, file: IO[bytes], max_bytes: int) -> Iterato
                 return
             continue
         text, findings = decode_row(data.rstrip(b"\r\n"))
+        if not data.endswith(b"\n") and is_at_damage(file):
+            findings.append(error("invalid_csv", "the row may be cut off: here the file is damaged", "write the file again"))
         try:
             cells = next(csv.reader([text], strict=True))
         except csv.Error as cause:
@@ -149,12 +151,17 @@ def _csv_row(number: int, text: str, header: list[str], cells: list[str], num_by
 def _numbered_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Each line with its number, or None in place of one that is too long. At most `max_bytes` are held."""
     number = 0
-    while line := file.readline(max_bytes + 2):  # room for \r\n
+    while line := read_up_to_damage(file.readline, max_bytes + 2):  # room for \r\n
         number += 1
         is_whole = line.endswith(b"\n")
         if len(line.rstrip(b"\r\n")) <= max_bytes and (is_whole or len(line) < max_bytes + 2):
             yield number, line
             continue
-        while not is_whole and (rest := file.readline(_BLOCK_BYTES)):
-            is_whole = rest.endswith(b"\n")
+        if not is_whole:
+            _pass_over_line(file)
         yield number, None
+
+
+def _pass_over_line(file: IO[bytes]) -> None:
+    while (rest := read_up_to_damage(file.readline, _BLOCK_BYTES)) and not rest.endswith(b"\n"):
+        pass

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.dataset import RECORDS_NAME, is_validated_dataset
+from yivl_core.data.findings import UnreadableFileError
 from yivl_core.data.reading import RowReader
 from yivl_core.data.rows.column_mapping import ColumnMapping
 from yivl_core.data.rows.dataset_files import DatasetPart, find_dataset_files
@@ -15,7 +16,7 @@ from yivl_core.data.rows.mixing import MixedDataset, Selection, mix, take_rows
 from yivl_core.data.rows.raw_row import Lines, RawRow, about_file
 from yivl_core.data.rows.raw_rows import RowOptions, is_annotated, split_lines, split_raw_rows
 from yivl_core.data.rows.row_counts import count_rows
-from yivl_core.errors import ConfigurationError, DatasetError
+from yivl_core.errors import ConfigurationError
 from yivl_core.storage import join
 
 Row = TypeVar("Row", bound=RawRow | Lines)
@@ -97,5 +98,5 @@ def _with_damage(rows: Iterable[Row]) -> Iterator[Row | RawRow]:
     """The rows of a file that is damaged as far as they can be read, and then what is wrong with it."""
     try:
         yield from rows
-    except DatasetError as cause:
-        yield about_file("damaged_file", str(cause), "nothing behind the damage was read")
+    except UnreadableFileError as cause:
+        yield about_file("damaged_file", cause.message, cause.remedy)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from yivl_core.data.findings import error
+from yivl_core.data.findings import UnreadableFileError, error
 from yivl_core.data.rows.column_mapping import ColumnMapping
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, RawRow
 from yivl_core.errors import DatasetError
@@ -98,7 +98,8 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
         except (pa.ArrowException, ValueError, OSError) as cause:
             if isinstance(cause, OSError) and cause.errno is not None:
                 raise  # the disk or the network, not the content
-            raise DatasetError(f"{without_secrets(url)} is damaged, or no parquet file ({cause}); write it again") from cause
+            message = f"the file is damaged, or no parquet file ({cause})"
+            raise UnreadableFileError(without_secrets(url), message, "write it again") from cause
 
 
 def _rows(parquet: pq.ParquetFile, name: str, first: int, image_columns: Sequence[str]) -> Iterator[RawRow]:

@@ -6,7 +6,8 @@
 | `.json`: a list, or COCO's annotations | `json_items`, `coco` |
 | `.parquet` | `parquet_rows` |
 
-All but parquet files may be compressed (`.gz`, `.zst`). Rows come one at a time: memory does not depend on the file.
+All but parquet files may be compressed (`.gz`, `.zst`). Rows come one at a time: memory does not depend on the file. To the
+reader of its format a damaged file ends at the damage, which is raised here when the reader is done.
 """
 
 from collections.abc import Callable, Iterator
@@ -167,6 +168,7 @@ def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[Row]], max_line_
                 row = row._replace(findings=[*row.findings, bom])
             is_empty = False
             yield row
+        file.read(1)  # raises where the file is damaged, which was its end to the reader
         if is_empty:
             yield about_file("empty_file", "the file holds no record", "write one record a line")
 

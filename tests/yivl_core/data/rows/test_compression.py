@@ -1,7 +1,9 @@
 import errno
 import gzip
 import io
+import pickle
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yivl_core.data.findings import UnreadableFileError
 from yivl_core.data.rows.compression import data_suffix, is_compressed, open_uncompressed
 from yivl_core.errors import DatasetError, StorageError
 from yivl_core.storage import open_binary, storage_errors
@@ -39,12 +42,13 @@ def test_a_file_that_is_cut_off_anywhere_is_told_with_its_name_and_place(name: s
     for end in [*range(4, len(whole), 3), len(whole) - 1]:
         if end == len(first):  # a whole file
             continue
-        with pytest.raises(DatasetError) as caught:
+        with pytest.raises(UnreadableFileError) as caught:
             content(whole[:end], name)
         num_checked += 1
-        assert str(caught.value).startswith(f"{name}: the compressed file is damaged or cut off (")
-        num_read = int(str(caught.value).partition("; ")[2].partition(" ")[0].replace(",", ""))
-        assert num_read <= 300_000 if end < len(first) else 100_000 < num_read < 650_000  # but for a block
+        assert str(caught.value).startswith(f"{name}: the compressed file is damaged or cut off behind ")
+        assert str(caught.value).endswith("); fetch or write it again")
+        num_read = int(caught.value.message.partition("behind ")[2].partition(" ")[0].replace(",", ""))
+        assert num_read <= 300_000 if end < len(first) else 300_000 <= num_read <= 650_000
     assert num_checked > 20
 
 
@@ -62,8 +66,41 @@ def test_bytes_of_any_kind_are_content_or_a_dataset_error(name: str, data: bytes
 def test_damage_that_gzips_sum_tells_is_not_passed_over() -> None:
     damaged = bytearray(gzip.compress(b"abc" * 100))
     damaged[-6] ^= 1
-    with pytest.raises(DatasetError, match="CRC check failed"):
+    with pytest.raises(DatasetError, match="incorrect data check"):
         content(bytes(damaged), "a.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_bytes", [100, 1 << 17, 1 << 20])
+def test_what_comes_before_the_damage_is_read_and_then_each_reading_tells_it(name: str, num_bytes: int) -> None:
+    whole = b"first\n" * 50_000 + b"last"
+    damaged = NAMES[name](whole) + NAMES[name](b"second\n")[:3]
+    buffer = bytearray(num_bytes)
+    readings: dict[str, Callable[[io.BufferedReader], bytes]] = {
+        "read": lambda file: file.read(num_bytes),
+        "read1": lambda file: file.read1(num_bytes),
+        "readline": lambda file: file.readline(num_bytes),
+        "peek": lambda file: file.read(len(file.peek(num_bytes))),
+        "readinto": lambda file: buffer[: file.readinto(buffer)],
+        "readinto1": lambda file: buffer[: file.readinto1(buffer)],
+    }
+    for reading in readings.values():
+        with open_uncompressed(io.BytesIO(damaged), name) as file:
+            parts: list[bytes] = []
+            with pytest.raises(UnreadableFileError) as caught:  # noqa: PT012
+                while True:
+                    parts.append(bytes(reading(file)))
+            assert b"".join(parts) == whole
+            assert "behind 300,004 bytes of its content (" in caught.value.message
+            for again in readings.values():
+                with pytest.raises(UnreadableFileError) as caught_again:
+                    again(file)
+                assert str(caught_again.value) == str(caught.value)
+
+
+def test_an_unreadable_file_comes_whole_from_another_process() -> None:
+    cause = UnreadableFileError("a.gz", "it is damaged", "write it again")
+    assert str(pickle.loads(pickle.dumps(cause))) == str(cause) == "a.gz: it is damaged; write it again"
 
 
 def test_name_and_content_have_to_agree() -> None:
@@ -119,8 +156,10 @@ class _Broken(io.RawIOBase):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_disk_that_fails_is_no_damaged_file(name: str) -> None:
     disk: Any = _Broken(NAMES[name](b"abc" * 100)[:12])
-    with pytest.raises(StorageError), storage_errors(name), open_uncompressed(disk, name) as file:
-        file.read()
+    with open_uncompressed(disk, name) as file:
+        for _ in range(2):
+            with pytest.raises(StorageError), storage_errors(name):
+                file.read()
 
 
 def test_remote_files_are_read_as_a_stream(tmp_path: Path) -> None:

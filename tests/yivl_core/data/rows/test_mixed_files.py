@@ -143,7 +143,9 @@ def test_a_damaged_file_is_a_finding_and_the_others_are_read(
     result = validate(tmp_path / "x.parquet", cut, written["swift"])
     assert [(Path(one["file"]).name, one["line"], one["kind"]) for one in result.quarantine] == [
         ("x.parquet", None, "damaged_file"),
+        ("cut.jsonl.gz", 3, "invalid_json"),
         ("cut.jsonl.gz", None, "damaged_file"),
     ]
-    assert "is damaged or cut off" in result.quarantine[1]["message"]
-    assert result.summary.num_records >= 3
+    assert result.quarantine[0]["remedy"] == "write it again"
+    assert "is damaged or cut off" in result.quarantine[2]["message"]
+    assert result.summary.num_records == 2 + 3
