@@ -26,7 +26,8 @@ from yivl_core.outputs.predictions import content_digest, list_parts, read_predi
 NUM_KILLS = int(os.environ.get("YIVL_NUM_KILLS", "20"))
 IS_DRILL = NUM_KILLS > 20
 NUM_IMAGES = 32
-Run = Callable[[Path, float | None], int]
+NUM_PARTS = 7
+Run = Callable[..., int]
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(merged: str, images: Path) -> Iterator[Run]:
-    """Runs or goes on with an output; after so many seconds it is killed, with all that it started."""
+    """Runs or goes on with an output; so many seconds after it has so many parts it is killed, with all that it started."""
 
     def settings(output: Path) -> str:
         values: dict[str, Any] = {"model": merged, "images": str(images), "task": "ocr", "max_new_tokens": 10, "temperature": 2.0}
@@ -57,29 +58,32 @@ def run(merged: str, images: Path) -> Iterator[Run]:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run_forked(output: Path, kill_after_s: float | None) -> int:
+        def run_forked(output: Path, kill_after_s: float | None, num_parts: int = 0) -> int:
             assert server.stdin is not None
             assert server.stdout is not None
             server.stdin.write(settings(output) + "\n")
             server.stdin.flush()
-            kill_later(int(server.stdout.readline()), kill_after_s)
+            kill_later(int(server.stdout.readline()), kill_after_s, output, num_parts)
             return int(server.stdout.readline())
 
-        def run_command(output: Path, kill_after_s: float | None) -> int:
+        def run_command(output: Path, kill_after_s: float | None, num_parts: int = 0) -> int:
             path = output.with_suffix(".json")
             path.write_text(settings(output), encoding="utf-8")
             process = subprocess.Popen(
                 [sys.executable, "-m", "yivl_core", "infer", str(path)], start_new_session=True, stdout=subprocess.DEVNULL
             )
-            kill_later(process.pid, kill_after_s)
+            kill_later(process.pid, kill_after_s, output, num_parts)
             return process.wait()
 
         yield run_command if IS_DRILL else run_forked
         server.stdin.close()
 
 
-def kill_later(group: int, after_s: float | None) -> None:
+def kill_later(group: int, after_s: float | None, output: Path, num_parts: int) -> None:
     if after_s is not None:
+        until_s = time.monotonic() + 120
+        while num_parts and len(list_parts(str(output))) < num_parts and time.monotonic() < until_s:
+            time.sleep(0.005)
         time.sleep(after_s)
         with contextlib.suppress(ProcessLookupError):  # it has ended before
             os.killpg(group, signal.SIGKILL)
@@ -116,11 +120,16 @@ def test_a_killed_run_goes_on_to_the_same_content(
     number: int, run: Run, whole: tuple[str, float], states: list[tuple[bool, int]], tmp_path: Path
 ) -> None:
     digest, duration_s = whole
-    moment_s = random.Random(number).uniform(0, duration_s)
-    output = tmp_path / "p"
-    assert run(output, moment_s) in (0, -signal.SIGKILL)
+    output, chance = tmp_path / "p", random.Random(number)
+    if number % 2:
+        moment_s, num_parts = chance.uniform(0, duration_s), 0
+    else:  # however slow this machine is just now
+        moment_s, num_parts = chance.uniform(0, duration_s / NUM_PARTS), chance.randint(1, NUM_PARTS)
+    assert run(output, moment_s, num_parts) in (0, -signal.SIGKILL)
     states.append(((output / "plan.json").exists(), len(list_parts(str(output)))))
-    assert run(output, None) == 0, f"after a kill at {moment_s:.3f} of {duration_s:.3f} s, with {states[-1]}"
+    assert run(output, None) == 0, (
+        f"after a kill at {moment_s:.3f} of {duration_s:.3f} s behind {num_parts} parts, with {states[-1]}"
+    )
     rows = list(read_predictions(str(output)))
     assert [row.record_index for row in rows] == list(range(NUM_IMAGES))
     assert content_digest(str(output)) == digest
