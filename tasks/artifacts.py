@@ -51,6 +51,8 @@ def finding_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(text: str | None) -> str:
+    """A text for a cell, which Prefect's page shows as Markdown: HTML in it would not be seen."""
     if text is None:
         return ""
-    return text if len(text) <= MAX_CELL_CHARACTERS else text[: MAX_CELL_CHARACTERS - 1] + "…"
+    kept = text if len(text) <= MAX_CELL_CHARACTERS else text[: MAX_CELL_CHARACTERS - 1] + "…"
+    return kept.replace("<", r"\<")

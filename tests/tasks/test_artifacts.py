@@ -59,3 +59,10 @@ def test_a_kind_of_finding_is_a_row_with_its_first_example():
         "remedy": "mend it",
     }
     assert (last["count"], last["what"]) == (1300, "1,200 of 1,300 records can be used")
+
+
+def test_what_looks_like_html_is_seen_in_a_table():
+    example = {"source": "rows.jsonl:3", "message": "2 <image> tags", "remedy": "mend it"}
+    findings = [{"kind": "image_count_mismatch", "severity": "error", "count": 1, "examples": [example]}]
+    tags, _ = finding_rows({"findings": findings, "num_records": 0, "num_lines": 1})
+    assert tags["what"] == r"2 \<image> tags"
