@@ -21,7 +21,7 @@ from yivl_core.data.dataset import ValidatedDataset, ValidatedRecord
 from yivl_core.data.images import ImageError, ImageInfo, ImageStore
 from yivl_core.data.indexed import IndexedRecords
 from yivl_core.digests import digest_json
-from yivl_core.errors import DatasetError, YivlError
+from yivl_core.errors import ChildFailedError, DatasetError, YivlError
 from yivl_core.processing.processor import ModelInputs, Processor, TooLongError
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.training.configuration import TrainingSettings
@@ -224,6 +224,7 @@ def load_rows(
 
     Raises:
         ImageError: as `SampleReader.load`.
+        ChildFailedError: a process died while it answered.
     """
     if num_workers:
         make = partial(_load_and_pack, row_tokens=row_tokens, has_slots=has_slots)
@@ -305,10 +306,24 @@ def _in_processes(
     )
     with nullcontext() if gpu is None else torch.cuda.device(gpu):  # the loader pins for the GPU that is current when it starts
         results = iter(loader)
-    for result in results:
+    while True:
+        try:
+            result = next(results)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as cause:  # of a worker that died while its answer was on the way
+            raise death_of_worker(repr(cause)) from cause
         if isinstance(result, _Failure):
             raise result.error
         yield result
+
+
+def death_of_worker(reason: str) -> ChildFailedError:
+    """What is told of a process that prepared samples."""
+    return ChildFailedError(
+        f"a process that prepares samples has died ({reason}); resume the run, with fewer num_workers or with 0; a script of "
+        'your own has to start it below `if __name__ == "__main__":`'
+    )
 
 
 def _start_worker(_: int) -> None:

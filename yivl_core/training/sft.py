@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from yivl_core.data.dataset import record_line, write_records
-from yivl_core.errors import ChildFailedError, ConfigurationError
+from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE
 from yivl_core.model.gpu_memory import limited_memory
 from yivl_core.outputs.manifest import code, environment
@@ -33,6 +33,7 @@ from yivl_core.training.optimization import Optimizers
 from yivl_core.training.packing import PackedBatch
 from yivl_core.training.result import is_result_whole, result_digest
 from yivl_core.training.run_folder import Metrics, RunFolder, logged_steps
+from yivl_core.training.samples import death_of_worker
 from yivl_core.training.schedule import count_steps, rate_share, step_seed
 from yivl_core.training.throughput import OperationCount, Stopwatch
 from yivl_core.training.training_data import TrainingData
@@ -87,10 +88,7 @@ def _explained(job: Job) -> Iterator[None]:
             ) from error
         if "DataLoader worker" not in str(error):  # of torch's loader, at whatever place the news arrives
             raise
-        raise ChildFailedError(
-            f"a process that prepares samples has died ({str(error).strip()}); resume the run, with fewer num_workers "
-            'or with 0; a script of your own has to start it below `if __name__ == "__main__":`'
-        ) from error
+        raise death_of_worker(str(error).strip()) from error
 
 
 class _Trainer:

@@ -34,9 +34,12 @@ def test_an_object_is_fetched_once_with_one_request(fetcher, bucket, s3_server, 
         (["s3://other"], "is a URL that is not allowed; allow it with --allow-url s3://bucket"),
         (
             ["s3://bucket"],
-            "lies on the object store at 127.0.0.1, which leads to 127.0.0.1, no public address; allow host and port by name",
+            "lies on the object store at 127.0.0.1, which leads to 127.0.0.1, no public address; if that machine is meant, ",
         ),
-        (["s3://", "http://"], "no public address; allow host and port by name: --allow-url http://127.0.0.1:"),
+        (
+            ["s3://", "http://"],
+            "no public address; if that machine is meant, allow host and port by name: --allow-url http://127.0.0.1:",
+        ),
     ],
 )
 def test_bucket_and_store_have_to_be_allowed(fetcher, bucket, flaky_s3, patterns, message):
