@@ -113,16 +113,21 @@ class Verdicts:
             # Not a write-ahead log, which processes on several machines could not share; and disks are not waited for, since a
             # file that a power cut has damaged can be done without.
             self._database.executescript(f"PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF; {_TABLE}")
+            try:
+                self._database.execute("SELECT key, state, verdict, noted_at FROM verdicts LIMIT 0")
+            except sqlite3.OperationalError:  # of an earlier version
+                self._database.executescript(f"DROP TABLE verdicts; {_TABLE}")
 
     @contextmanager
     def _sqlite_errors(self) -> Iterator[None]:
-        """What cannot be read or written is done without; a file that is no database, or no longer one, is removed."""
+        """What cannot be read or written is done without from then on; a file that is no database any more is removed."""
         try:
             yield
         except sqlite3.Error as error:
-            if type(error) is sqlite3.DatabaseError and self._database is not None:
-                self._database.close()
+            if self._database is not None:
+                self._database.close()  # which gives back a lock that other processes wait for
                 self._database = None
+            if type(error) is sqlite3.DatabaseError:
                 with suppress(OSError):
                     self._path.unlink()
 

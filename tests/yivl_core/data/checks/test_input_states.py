@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +359,29 @@ def test_no_secret_of_a_url_that_may_not_be_fetched_is_noted(
 
 def raised(failure: Exception) -> None:
     raise failure
+
+
+def test_what_an_earlier_version_remembered_is_forgotten_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / verdicts.VERDICTS_NAME
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, state TEXT, verdict TEXT) WITHOUT ROWID")
+    with closing(verdicts.Verdicts(path, "full")) as first, closing(verdicts.Verdicts(path, "full")) as second:
+        for number, one in enumerate((first, second)):
+            one.verdict(f"/{number}.png", f"{number}.png", verdicts.file_state("/gone.png"), lambda: (None, ()))
+            one.flush()
+    assert verdicts.count_verdicts(path) == 2
+
+
+def test_a_write_that_fails_gives_its_lock_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "_WAIT_S", 0.1)
+    path = tmp_path / verdicts.VERDICTS_NAME
+    with closing(verdicts.Verdicts(path, "full")) as first, closing(verdicts.Verdicts(path, "full")) as second:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TRIGGER refusal BEFORE INSERT ON verdicts BEGIN SELECT RAISE(FAIL, 'no'); END")
+        first.verdict("/a.png", "a.png", verdicts.file_state("/gone.png"), lambda: (None, ()))
+        first.flush()
+        with closing(sqlite3.connect(path, timeout=0.1)) as database:
+            database.execute("DROP TRIGGER refusal")
+        second.verdict("/b.png", "b.png", verdicts.file_state("/gone.png"), lambda: (None, ()))
+        second.flush()
+    assert verdicts.count_verdicts(path) == 1
