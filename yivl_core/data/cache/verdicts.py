@@ -72,7 +72,7 @@ class Verdicts:
         self._path = path
         self._database: sqlite3.Connection | None = None
         self._open()
-        if self._database is None:  # it may have been damaged, and is gone now
+        if self._database is None and not self._path.exists():  # it was damaged
             self._open()
 
     def verdict(self, path: str, uri: str, state: str, look: Callable[[], Verdict]) -> Verdict:

@@ -1,5 +1,6 @@
 """Rows of compressed files that are damaged: those of what zlib or pyarrow unpacks, and then the damage."""
 
+import csv
 import gzip
 import io
 import json
@@ -154,3 +155,18 @@ def test_the_finding_tells_what_is_wrong_where_and_the_remedy(tmp_path: Path, va
     place = f"behind {len(FEW):,} bytes of its content"
     assert finding["message"] == f"the compressed file is damaged or cut off {place} (its end is missing)"
     assert finding["remedy"] == "fetch or write it again"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+def test_rows_are_drawn_from_those_before_the_damage(tmp_path: Path, validate: Validate, name: str) -> None:
+    rows = [{"query": f"Which number is {number}?", "response": str(number)} for number in range(3000)]
+    table = io.StringIO()
+    csv.writer(table).writerows([["query", "response"], *(row.values() for row in rows)])
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    content = {"a.jsonl.gz": lines, "a.json.gz": json.dumps(rows, indent=0), "a.csv.gz": table.getvalue()}[name].encode()
+    path, data = tmp_path / name, gzip.compress(content, mtime=0)
+    path.write_bytes(data[: len(data) // 2])
+    result = validate(f"{path}#5")
+    drawn = result.summary.num_records + result.summary.num_quarantined
+    assert 4 <= result.summary.num_records <= drawn == 5, "the last one may be the row that is cut off"
+    assert result.summary.findings_by_kind["damaged_file"] == 1
