@@ -150,8 +150,9 @@ class Tokenizer:
 
     def _pieces_with_digits(self) -> Iterator[str]:
         """The pieces that match digits in the text of a user."""
+        digits = frozenset(_DIGITS)
         for token_id, piece in enumerate(self._pieces):
-            if not set(_DIGITS).isdisjoint(piece) and token_id not in self.special_ids and not self._processor.is_byte(token_id):
+            if not digits.isdisjoint(piece) and token_id not in self.special_ids and not self._processor.is_byte(token_id):
                 yield piece
 
     def _encode_read_only(self, text: str) -> npt.NDArray[np.int64]:
