@@ -15,7 +15,7 @@ import torch
 from bench_cpu import MODEL, answer_lines, load_lines_engine, read_lines
 
 from yivl_core.errors import ConfigurationError
-from yivl_core.evaluation.metrics import score_answer
+from yivl_core.evaluation.metrics.edits import score_answer
 from yivl_core.inference.memory import require_possible
 from yivl_core.processing.processor import Processor
 

@@ -6,8 +6,9 @@ from html import escape
 
 from yivl_core.evaluation.comparison_style import STYLE
 from yivl_core.evaluation.differences import Piece, find_differences
-from yivl_core.evaluation.metrics import NORMALISER, closest_reference, normalise
+from yivl_core.evaluation.metrics.edits import closest_reference
 from yivl_core.evaluation.pairing import Answer, Figures, Group, Pair, Pairing
+from yivl_core.evaluation.texts.normalisation import MAIN, normalise
 from yivl_core.outputs.page import EMPTY, num, render_document, render_picture, render_rest, render_start, render_text, shortened
 from yivl_core.outputs.thumbnails import Thumbnail
 
@@ -83,7 +84,7 @@ def _figures(pairing: Pairing) -> str:
         ]
     rows += [_count_row(name, count(before), count(after), best="low") for name, count in _COUNTS]
     note = (
-        f"CER: edits over reference characters. Text is compared after <code>{escape(NORMALISER)}</code>: neither case nor the "
+        f"CER: edits over reference characters. Text is compared after <code>{escape(MAIN)}</code>: neither case nor the "
         "kind and length of white space counts. A failed record counts as an empty answer."
         if after.score.num_rows
         else "None of the records has a reference, so nobody can say which answers are right: only whether they differ is shown."

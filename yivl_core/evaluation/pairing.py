@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from yivl_core.errors import DatasetError, OutputError
-from yivl_core.evaluation.metrics import Score, normalise, score_answer
+from yivl_core.evaluation.metrics.edits import Score, score_answer
 from yivl_core.evaluation.rows import references_of
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.outputs.predictions import Prediction
 
 NUM_NAMED = 5  # rows of only one side whose names are told

@@ -15,8 +15,9 @@ from typing import Any
 from yivl_core.errors import DatasetError, OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.markdown import render_markdown
-from yivl_core.evaluation.metrics import NORMALISER, Score, normalise, score_answer
+from yivl_core.evaluation.metrics.edits import Score, score_answer
 from yivl_core.evaluation.rows import CheckedRows, references_of
+from yivl_core.evaluation.texts.normalisation import MAIN, normalise
 from yivl_core.outputs.predictions import Prediction
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import is_local, join, list_files, publish_bytes, read_bytes
@@ -154,7 +155,7 @@ def _to_report(tally: _Tally, rows: CheckedRows) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": REPORT_VERSION,
-        "normaliser": NORMALISER,
+        "normaliser": MAIN,
         "rows": {
             "total": rows.num_rows,
             "without_reference": tally.counts["without_reference"],

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from yivl_core.evaluation.metrics import Score, normalise, score_answer
+from yivl_core.evaluation.metrics.edits import Score, score_answer
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.inference.generation import RECORD_BATCH_SIZE, generate
 from yivl_core.inference.requests import Request
 from yivl_core.model.attention import PACKED_ATTENTION

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from questions import READ_AS_PRINTED, READ_IN_CAPITALS
 from recipe import run, validate
 
-from yivl_core.evaluation.metrics import normalise, score_answer
+from yivl_core.evaluation.metrics.edits import score_answer
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.outputs.predictions import read_predictions
 
 NUM_DEV_RECEIPTS = 50

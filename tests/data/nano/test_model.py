@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from yivl_core.data.configuration import ValidationConfig
 from yivl_core.data.validation import validate_dataset
-from yivl_core.evaluation.metrics import Score, normalise, score_answer
+from yivl_core.evaluation.metrics.edits import Score, score_answer
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.export.merge import merge_adapter
 from yivl_core.inference.batch import infer_shards

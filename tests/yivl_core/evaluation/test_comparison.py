@@ -29,9 +29,9 @@ from yivl_core.errors import DatasetError, OutputError, StorageError
 from yivl_core.evaluation.comparison import write_comparison
 from yivl_core.evaluation.configuration import ComparisonConfig, ComparisonSummary, EvaluationConfig
 from yivl_core.evaluation.differences import find_differences
-from yivl_core.evaluation.metrics import normalise
 from yivl_core.evaluation.pairing import Group, share_out
 from yivl_core.evaluation.report import evaluate_predictions
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.outputs.manifest import write_manifest
 from yivl_core.outputs.page import MAX_CHARACTERS
 from yivl_core.outputs.predictions import Prediction, PredictionImage, write_part

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from yivl_core.data.dataset import read_records
-from yivl_core.evaluation.metrics import Score, normalise
+from yivl_core.evaluation.metrics.edits import Score
+from yivl_core.evaluation.texts.normalisation import normalise
 from yivl_core.inference.batch import infer_shards
 from yivl_core.inference.configuration import InferenceConfig
 from yivl_core.inference.generation import generate

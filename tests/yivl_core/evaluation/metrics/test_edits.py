@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.evaluation.metrics import Score, normalise, score_answer
+from yivl_core.evaluation.metrics.edits import Score, score_answer
+from yivl_core.evaluation.texts.normalisation import normalise
 
 texts = st.text(max_size=30) | st.text(alphabet="ab 1é\u0301", max_size=12)
 pairs = st.tuples(st.none() | texts, st.lists(texts, min_size=1, max_size=3))
