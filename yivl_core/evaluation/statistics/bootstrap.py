@@ -58,7 +58,8 @@ def _draw_weights(num_groups: int, num_resamples: int, seed: int) -> npt.NDArray
     """How often each group is in each resample: [num_resamples, num_groups].
 
     A draw is the upper 32 of 64 bits, as a fraction of 2**32, times the number of groups, rounded down (D. Lemire, Fast Random
-    Integer Generation in an Interval, 2019, section 4). The chances of two groups differ by less than 2**-16 of either.
+    Integer Generation in an Interval, 2019, without its rejection). The chances of two groups differ by less than 2**-16 of
+    either.
     """
     bits = np.random.PCG64(seed)
     weights = np.empty((num_resamples, num_groups), np.uint16)
