@@ -36,7 +36,7 @@ T_975 = (
 
 NO_SPREAD = "none, no spread"
 
-_NEGLIGIBLE = 1e-12  # for the size of the figure: what rounding may make of resamples that are the same
+NEGLIGIBLE = 1e-12  # for the size of the figure: what rounding may make of resamples that are the same
 _MAX_UNEXPLAINED = 0.03
 _LIMITS: Mapping[Kind, tuple[float, float]] = {
     "share": (0.0, 1.0),
@@ -118,7 +118,7 @@ def bootstrap_interval(
         return _none(f"one {unit}")
     if _is_missing_too_often(resampled, num_clusters):
         return _none("empty resamples")
-    if np.ptp(values) <= _NEGLIGIBLE * max(1.0, abs(point)):
+    if np.ptp(values) <= NEGLIGIBLE * max(1.0, abs(point)):
         return Interval(low=None, high=None, method=NO_SPREAD)
     if num_clusters >= MIN_CLUSTERS:
         low, high = map(float, np.quantile(values, (0.025, 0.975)))

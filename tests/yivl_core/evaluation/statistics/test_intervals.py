@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import numpy.typing as npt
@@ -180,7 +181,7 @@ def test_intervals_hold_the_point_and_stay_where_figures_are(clusters: list[tupl
     clusters=st.lists(st.tuples(st.integers(0, 5), st.integers(5, 9)), min_size=2, max_size=35),
     order=st.randoms(use_true_random=False),
 )
-def test_order_of_resamples_decides_nothing(clusters: list[tuple[int, int]], order) -> None:  # type: ignore[no-untyped-def]
+def test_order_of_resamples_decides_nothing(clusters: list[tuple[int, int]], order: random.Random) -> None:
     hits, rows = map(list, zip(*clusters, strict=True))
     resampled = resample(hits, rows).tolist()
     point, shape = sum(hits) / sum(rows), {"num_clusters": len(rows), "num_rows": sum(rows)}
