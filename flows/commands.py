@@ -10,6 +10,7 @@ from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainCo
 from flows.options import Spelling
 from yivl_core.data.cache.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
+from yivl_core.evaluation.benchmarks.configuration import VLMEvalKitConfig, VLMEvalKitSummary
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeSummary
 from yivl_core.inference.configuration import InferenceSummary
@@ -109,6 +110,20 @@ def _change(before: EvaluationSummary, after: EvaluationSummary) -> str:
     return f"{number} exact ({was} -> {now}), CER {before.cer:.4f} -> {after.cer:.4f}"
 
 
+def _describe_benchmark_export(summary: VLMEvalKitSummary) -> str:
+    told = {
+        "rows have no image and were left out, as VLMEvalKit does": summary.num_without_image,
+        "rows were asked something else than their question: are these predictions about this benchmark?": (
+            summary.num_asked_otherwise
+        ),
+        "predictions are about other records": summary.num_unused,
+        "cells were cut at the 32,767 characters that xlsx holds; --file-format tsv keeps them whole": summary.num_cut,
+        "cells lost control characters or carriage returns; --file-format tsv keeps them": summary.num_cleaned,
+    }
+    notes = "".join(f"\n  {number:6} {what}" for what, number in told.items() if number)
+    return f"{summary.num_rows} rows, {summary.num_failed} of them failed and without a prediction{notes}\nresult {summary.file}"
+
+
 def _describe_retrain(summary: RetrainSummary) -> str:
     base = change = ""
     if summary.base_evaluation:
@@ -160,7 +175,10 @@ def _size(num_bytes: int) -> str:
 
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (1000, "kB"), (1, "bytes"))
 
-GROUPS = {"cache": "images that were fetched from the network: show, verify or prune what is kept of them"}
+GROUPS = {
+    "benchmark": "benchmarks of other programs: hand predictions to their evaluation",
+    "cache": "images that were fetched from the network: show, verify or prune what is kept of them",
+}
 
 COMMANDS = {
     "demo": Command(
@@ -214,6 +232,14 @@ COMMANDS = {
         config=RetrainConfig,
         describe=_describe_retrain,
         example="yivl retrain --model Yi-VL-6B --dataset train.jsonl --output work --training.lora-rank 16",
+    ),
+    "benchmark export": Command(
+        help="write predictions as the result file that VLMEvalKit evaluates",
+        function="yivl_core.evaluation.benchmarks.vlmevalkit:write_vlmevalkit",
+        config=VLMEvalKitConfig,
+        describe=_describe_benchmark_export,
+        example="yivl benchmark export --predictions predictions/ocrbench --dataset OCRBench.tsv --model-name Yi-VL-6B "
+        "--output outputs/Yi-VL-6B/T20260131-120000",
     ),
     "cache show": Command(
         help="what is kept, and where it came from",

@@ -17,7 +17,7 @@ from flows.commands import COMMANDS, _change
 from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
-from yivl_core.outputs.predictions import read_predictions
+from yivl_core.outputs.predictions import Prediction, read_predictions, write_part
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -423,3 +423,30 @@ def test_a_prefect_home_that_cannot_be_written_is_named():
     done = run("evaluate", "--predictions", "p", "--output", "o", environment={**os.environ, "PREFECT_HOME": "/proc/home"})
     assert done.returncode == 74
     assert "Prefect keeps its runs in /proc/home, which cannot be written" in done.stderr
+
+
+def test_predictions_are_exported_for_a_benchmark(tmp_path, capsys):
+    (tmp_path / "Bench.tsv").write_text("index\tquestion\tanswer\n1\tWhat?\tx\n2\tWho?\ty\n")
+    rows = [
+        Prediction(
+            sample_id=str(number), cluster_id=None, record_index=number, source="x", query="What?", history=(), system=None,
+            images=(), reference=None, references=(), meta="{}", response="x", finish_reason="stop", prompt_tokens=1,
+            completion_tokens=1,
+        )
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    write_part(str(tmp_path / "predictions"), "part-00000.parquet", rows)
+    arguments = ["benchmark", "export", "--predictions", str(tmp_path / "predictions"), "--dataset", str(tmp_path / "Bench.tsv")]
+    arguments += ["--model-name", "m", "--output", str(tmp_path / "out"), "--file-format", "tsv"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == (
+        "2 rows, 0 of them failed and without a prediction\n"
+        "       1 rows were asked something else than their question: are these predictions about this benchmark?\n"
+        f"       1 predictions are about other records\nresult {tmp_path}/out/m_Bench.tsv\n"
+    )
+    assert (tmp_path / "out/m_Bench.tsv").read_text().splitlines()[1] == '"1"\t"What?"\t"x"\t"x"'
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_rows"] == 2
+    write_part(str(tmp_path / "predictions"), "part-00000.parquet", rows[:1])
+    assert cli.main(arguments) == 4
+    assert "holds nothing about 1 of 2 rows" in capsys.readouterr().err

@@ -70,7 +70,7 @@ class ValidationConfig(ValidationSettings):
 
     dataset: tuple[str, ...] = Field(
         min_length=1,
-        description="jsonl, json, csv or parquet files, patterns or URLs of such files, read in this order as one dataset; "
+        description="jsonl, json, csv, tsv or parquet files, patterns or URLs of such files, read in this order as one dataset; "
         "NAME#500 takes 500 rows of one",
     )
     output: str = Field(description="folder to write the validated dataset to")

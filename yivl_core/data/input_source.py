@@ -12,7 +12,7 @@ class InputSource(BaseModel):
 
     dataset: str | None = Field(
         default=None,
-        description="validated-dataset folder, or a jsonl, json, csv (also .gz, .zst) or parquet file, here or at an fsspec URL",
+        description="validated-dataset folder, or a jsonl, json, csv, tsv (also .gz, .zst) or parquet file, or their fsspec URL",
     )
     image_root: str | None = Field(
         default=None,

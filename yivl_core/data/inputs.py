@@ -171,7 +171,7 @@ def found_image(image: ImageReference, store: ImageStore) -> StoredFile:
 
 
 class _DatasetFile:
-    """The rows of a jsonl, json, csv or parquet file."""
+    """The rows of a jsonl, json, csv, tsv or parquet file."""
 
     def __init__(self, source: InputSource) -> None:
         self._source = source

@@ -244,7 +244,7 @@ def to_folder(url: str) -> Folder:
 
 def _check_file(url: str) -> None:
     if is_local(url) and Path(url).is_dir():
-        raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json, csv or parquet file in it")
+        raise ConfigurationError(f"{url}: this is a folder; name the jsonl, json, csv, tsv or parquet file in it")
     if not is_file(url):
         raise ConfigurationError(f"{without_secrets(url)}: there is no such file; check the path")
 

@@ -137,10 +137,10 @@ def test_wrong_places_are_refused_at_once_by_name(tmp_path: Path) -> None:
         open_input(InputSource(dataset=path, image_root=str(tmp_path / "nowhere"))).rows()
     (tmp_path / "a.txt").touch()
     with pytest.raises(
-        ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.parquet, or in"
+        ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.tsv, \.parquet, or in"
     ):
         open_input(InputSource(dataset=str(tmp_path / "a.txt"))).rows()
-    with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json, csv or parquet file in it"):
+    with pytest.raises(ConfigurationError, match="this is a folder; name the jsonl, json, csv, tsv or parquet file in it"):
         read_rows(str(tmp_path))
     with pytest.raises(DatasetError, match="this is not a validated dataset; make one with `yivl validate FILE --output"):
         open_input(InputSource(dataset=str(tmp_path))).rows()

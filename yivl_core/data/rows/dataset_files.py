@@ -24,7 +24,7 @@ from yivl_core.errors import ConfigurationError, DatasetError, StorageError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import exists, is_file, is_local, is_missing, join, list_files, parent
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _COUNTED = re.compile(r"(.+)#([0-9]+)", re.DOTALL)
 _MAX_NEAR_NAMES = 3

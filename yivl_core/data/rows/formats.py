@@ -6,6 +6,8 @@
 | messages | `messages` | OpenAI, transformers, ms-swift: role and content, text or parts, and `images` |
 | conversations | `conversations` | ShareGPT, LLaVA: from and value, `image` or `images`, `system` |
 | alpaca | `instruction` | `instruction`, `input`, `output`, `system`, `history`, `images` |
+| vlmevalkit | `question` and `index` | VLMEvalKit's tables, by `benchmarks` |
+| lmms_eval | `question` and an answer, image or id; `doc` and `doc_id` | lmms-eval's records and samples, by `benchmarks` |
 
 A row with `query` is one of ours whatever else it holds: what is mapped to `query`, or was read before, is not reinterpreted, and
 `messages` beside it end in `meta` with a warning. Values are JSON of any shape; nothing here raises an exception because of them.
@@ -15,10 +17,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, get_args
 
 from yivl_core.data.findings import Finding, RowFindings, TooManyFindingsError, error, shown, wrong_type
+from yivl_core.data.rows.benchmarks import is_lmms_eval, is_vlmevalkit, read_benchmark_row
 from yivl_core.data.rows.messages import read_address, read_messages
 
-Format = Literal["swift", "messages", "conversations", "alpaca"]
+Format = Literal["swift", "messages", "conversations", "alpaca", "vlmevalkit", "lmms_eval"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+BENCHMARK_FORMATS: tuple[Format, ...] = ("vlmevalkit", "lmms_eval")
 
 _OWN_FIELDS = ("query", "response", "history")
 _FOREIGN_MEDIA = ("video", "videos", "audio", "audios")
@@ -36,7 +40,11 @@ def detect_format(values: Collection[str]) -> Format:
         return "messages"
     if "conversations" in values or "conversation" in values:
         return "conversations"
-    return "alpaca" if "instruction" in values else "swift"
+    if "instruction" in values:
+        return "alpaca"
+    if is_vlmevalkit(values):
+        return "vlmevalkit"
+    return "lmms_eval" if is_lmms_eval(values) else "swift"
 
 
 def to_record_values(values: Mapping[str, Any], row_format: Format) -> tuple[dict[str, Any], list[Finding]]:
@@ -61,6 +69,8 @@ def to_record_values(values: Mapping[str, Any], row_format: Format) -> tuple[dic
 def _converted(values: Mapping[str, Any], row_format: Format, findings: RowFindings) -> dict[str, Any]:
     if row_format == "alpaca":
         return _from_alpaca(values, findings)
+    if row_format in BENCHMARK_FORMATS:
+        return _from_benchmark(values, row_format, findings)
     name = "conversation" if row_format == "conversations" and "conversations" not in values else row_format
     if name not in values:
         findings += _other_format(values, row_format) or [_missing(row_format)]
@@ -121,6 +131,15 @@ def _from_alpaca(values: Mapping[str, Any], findings: RowFindings) -> dict[str, 
         fields["images"] = images
     _check_media(kept, findings)
     return {**kept, **fields}
+
+
+def _from_benchmark(values: Mapping[str, Any], row_format: Format, findings: RowFindings) -> dict[str, Any]:
+    if detect_format(values) != row_format:
+        findings += _other_format(values, row_format) or [_missing("index" if "question" in values else "question")]
+        return dict(values)
+    fields = read_benchmark_row(values, findings)
+    _check_media(values, findings)
+    return fields
 
 
 def _take_images(kept: dict[str, Any], findings: list[Finding]) -> list[str | None]:

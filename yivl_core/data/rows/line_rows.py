@@ -1,4 +1,4 @@
-r"""Files of lines -> rows: jsonl, of which the lines are found, but not parsed, and csv.
+r"""Files of lines -> rows: jsonl, of which the lines are found, but not parsed, and tables (csv, tsv).
 
 A line ends at the byte `\n` and nowhere else. Lines are read one at a time and never beyond their limit, so memory does not
 depend on the file.
@@ -6,12 +6,12 @@ depend on the file.
 
 import csv
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from yivl_core.data.findings import Finding, error, row_too_long, shown
 from yivl_core.data.rows.column_mapping import ColumnMapping
 from yivl_core.data.rows.compression import is_at_damage, read_up_to_damage
-from yivl_core.data.rows.formats import detect_format
+from yivl_core.data.rows.formats import BENCHMARK_FORMATS, detect_format
 from yivl_core.data.rows.raw_row import MAX_KEPT_CHARS, Lines, RawRow, about_file, decode_row
 from yivl_core.data.rows.strict_json import JsonSyntaxError, StrictJsonReader, first_twice
 
@@ -60,36 +60,67 @@ def read_line_blocks(num_bytes: Callable[[], int], file: IO[bytes], max_bytes: i
         yield Lines(number, rest)
 
 
-def read_csv(mapping: ColumnMapping, file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
-    """The rows of a csv file, of which the first one names the columns."""
+class TableRow(NamedTuple):
+    """One row of a table, the header among them.
+
+    Attributes:
+        line: where it starts, from 1.
+        text: how it is written; empty for a row that is too long.
+        cells: their texts.
+        findings: what is wrong with it; `cells` is not to be used then.
+        num_bytes: how long it is.
+    """
+
+    line: int
+    text: str
+    cells: list[str]
+    findings: list[Finding]
+    num_bytes: int
+
+
+def read_cells(file: IO[bytes], max_bytes: int, delimiter: str) -> Iterator[TableRow]:
+    """The rows of a table as texts by column, the first one of which names the columns."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))  # a cell may hold an image; the limit is the process's
-    header: list[str] | None = None
-    json_columns = frozenset(theirs for ours, theirs in mapping.columns if ours in JSON_COLUMNS)
     for number, data in _csv_texts(file, max_bytes):
         if data is None:
-            yield RawRow(line=None if header is None else number, findings=[row_too_long(max_bytes)])
-            if header is None:
-                return
+            yield TableRow(number, "", [], [row_too_long(max_bytes)], 0)
             continue
         text, findings = decode_row(data.rstrip(b"\r\n"))
         if not data.endswith(b"\n") and is_at_damage(file):
             findings.append(error("invalid_csv", "the row may be cut off: here the file is damaged", "write the file again"))
         try:
-            cells = next(csv.reader([text], strict=True))
+            cells = next(csv.reader([text], delimiter=delimiter, strict=True))
         except csv.Error as cause:
             findings.append(
                 error("invalid_csv", f"this is not a csv row: {cause}", 'quote cells with ", and write " in them as ""')
             )
             cells = []
+        yield TableRow(number, text, cells, findings, len(data))
+
+
+def read_table(mapping: ColumnMapping, delimiter: str, file: IO[bytes], max_bytes: int) -> Iterator[RawRow]:
+    """The rows of a csv or tsv file, of which the first one names the columns."""
+    header: list[str] | None = None
+    json_columns = JSON_COLUMNS
+    for row in read_cells(file, max_bytes, delimiter):
+        text = row.text[:MAX_KEPT_CHARS]
         if header is None:
-            header = [name.strip() for name in cells]
-            if problem := _header_problem(header, mapping):
-                yield RawRow(line=None, findings=[*findings, problem])
+            header = [name.strip() for name in row.cells]
+            if problem := row.findings or _header_findings(header, mapping, delimiter):
+                yield RawRow(line=None, findings=problem)
                 return
-        elif findings:
-            yield RawRow(line=number, text=text[:MAX_KEPT_CHARS], findings=findings)
+            json_columns = _json_columns(header, mapping)
+        elif row.findings:
+            yield RawRow(line=row.line, text=text, findings=row.findings)
         else:
-            yield _csv_row(number, text[:MAX_KEPT_CHARS], header, cells, len(data), json_columns)
+            yield _table_row(row._replace(text=text), header, json_columns)
+
+
+def _json_columns(header: list[str], mapping: ColumnMapping) -> frozenset[str]:
+    """The columns whose cells are JSON; the cells of a benchmark are texts."""
+    if detect_format(mapping.apply(dict.fromkeys(header))) in BENCHMARK_FORMATS:
+        return frozenset()
+    return JSON_COLUMNS | {theirs for ours, theirs in mapping.columns if ours in JSON_COLUMNS}
 
 
 def _csv_texts(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
@@ -115,28 +146,33 @@ def _csv_texts(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | N
         yield start, b"".join(pending)
 
 
-def _header_problem(header: list[str], mapping: ColumnMapping) -> Finding | None:
+def _header_findings(header: list[str], mapping: ColumnMapping, delimiter: str) -> list[Finding]:
     names = mapping.apply(dict.fromkeys(header))
     if "query" not in names and detect_format(names) == "swift":
         message = f"the first row names no column `query`: {shown(', '.join(header))}"
-        remedy = "name the columns in the first row, with commas between them, or say which one is the query (columns query=NAME)"
-        return error("missing_field", message, remedy)
+        between = "tabs" if delimiter == "\t" else "commas"
+        remedy = (
+            f"name the columns in the first row, with {between} between them, or say which one is the query (columns query=NAME)"
+        )
+        return [error("missing_field", message, remedy)]
     twice = first_twice(header)
     if twice is not None:
-        return error("duplicate_key", f"the first row names the column {shown(twice)} twice", "give each column its own name")
-    return None
+        message = f"the first row names the column {shown(twice)} twice"
+        return [error("duplicate_key", message, "give each column its own name")]
+    return []
 
 
-def _csv_row(number: int, text: str, header: list[str], cells: list[str], num_bytes: int, json_columns: frozenset[str]) -> RawRow:
-    if len(cells) != len(header):
-        message = f"{len(cells)} cells for {len(header)} columns"
-        return RawRow(line=number, text=text, findings=[error("invalid_csv", message, "quote cells that hold a comma")])
+def _table_row(row: TableRow, header: list[str], json_columns: frozenset[str]) -> RawRow:
+    if len(row.cells) != len(header):
+        message = f"{len(row.cells)} cells for {len(header)} columns"
+        finding = error("invalid_csv", message, "quote cells that hold what stands between cells")
+        return RawRow(line=row.line, text=row.text, findings=[finding])
     reader = StrictJsonReader()
     values: dict[str, Any] = {}
     findings: list[Finding] = []
-    for name, cell in zip(header, cells, strict=True):
+    for name, cell in zip(header, row.cells, strict=True):
         # A mapped column may hold one address, and then no JSON.
-        if cell and (name in JSON_COLUMNS or (name in json_columns and cell.startswith(("[", "{")))):
+        if cell and name in json_columns and (name in JSON_COLUMNS or cell.startswith(("[", "{"))):
             try:
                 values[name], cell_findings = reader.read_all(cell)
                 findings += cell_findings
@@ -145,7 +181,7 @@ def _csv_row(number: int, text: str, header: list[str], cells: list[str], num_by
                 findings.append(error(cause.finding.kind, message, 'write lists as JSON, such as ["a.png"]'))
         elif cell:
             values[name] = cell
-    return RawRow(line=number, text=text, values=None if findings else values, findings=findings, num_bytes=num_bytes)
+    return RawRow(line=row.line, text=row.text, values=None if findings else values, findings=findings, num_bytes=row.num_bytes)
 
 
 def _numbered_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:

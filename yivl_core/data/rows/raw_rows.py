@@ -2,7 +2,7 @@
 
 | name | by |
 |---|---|
-| `.jsonl`, `.csv` | `line_rows` |
+| `.jsonl`, `.csv`, `.tsv` | `line_rows`; rows that share an image: `shared_images` |
 | `.json`: a list, or COCO's annotations | `json_items`, `coco` |
 | `.parquet` | `parquet_rows` |
 
@@ -22,15 +22,17 @@ from yivl_core.data.rows.coco import DEFAULT_QUESTION, is_coco, read_coco
 from yivl_core.data.rows.column_mapping import ColumnMapping
 from yivl_core.data.rows.compression import data_suffix, is_compressed, open_uncompressed
 from yivl_core.data.rows.json_items import list_items
-from yivl_core.data.rows.line_rows import read_csv, read_jsonl, read_line_blocks
+from yivl_core.data.rows.line_rows import read_jsonl, read_line_blocks, read_table
 from yivl_core.data.rows.parquet_rows import parquet_columns, split_parquet_rows
 from yivl_core.data.rows.raw_row import Lines, RawRow, about_file, parse_raw_row
+from yivl_core.data.rows.shared_images import with_shared_images
 from yivl_core.data.rows.strict_json import StrictJsonReader
 from yivl_core.errors import ConfigurationError, DatasetError
 from yivl_core.object_stores import without_secrets
 from yivl_core.storage import open_binary
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 _BOM = b"\xef\xbb\xbf"
 _HEAD_BYTES = 1024
@@ -71,7 +73,7 @@ def split_raw_rows(url: str, max_line_bytes: int, options: RowOptions | None = N
 
     Args:
         url: a file whose name ends as in the table above.
-        max_line_bytes: longest line (of jsonl), row (of csv) or item (of a JSON document) that is read.
+        max_line_bytes: longest line (of jsonl), row (of csv and tsv) or item (of a JSON document) that is read.
         options: what the user says about its rows.
         first: number of the row to begin with, from 0.
 
@@ -85,16 +87,14 @@ def split_raw_rows(url: str, max_line_bytes: int, options: RowOptions | None = N
     if suffix not in SUFFIXES or (suffix == ".parquet" and is_compressed(url)):
         raise ConfigurationError(
             f"{without_secrets(url)}: a dataset file has to end in {', '.join(SUFFIXES)}, or in .gz or .zst behind the first "
-            "three; rename or convert it"
+            "four; rename or convert it"
         )
     if suffix == ".parquet":
         return split_parquet_rows(url, first, mapping=options.mapping)
-    readers: dict[str, Callable[[IO[bytes], int], Iterator[RawRow]]] = {
-        ".jsonl": read_jsonl,
-        ".json": partial(_read_json, options),
-        ".csv": partial(read_csv, options.mapping),
-    }
-    return islice(_rows(url, readers[suffix], max_line_bytes), first, None)
+    if suffix in DELIMITERS:
+        return islice(_table_rows(url, options.mapping, DELIMITERS[suffix], max_line_bytes), first, None)
+    reader = read_jsonl if suffix == ".jsonl" else partial(_read_json, options)
+    return islice(_rows(url, reader, max_line_bytes), first, None)
 
 
 def split_lines(
@@ -149,6 +149,13 @@ def is_annotated(url: str) -> bool:
             return is_coco(file.peek(_HEAD_BYTES).removeprefix(_BOM))
     except DatasetError:  # a damaged file, which reading will tell
         return False
+
+
+def _table_rows(url: str, mapping: ColumnMapping, delimiter: str, max_line_bytes: int) -> Iterator[RawRow]:
+    def read() -> Iterator[RawRow]:
+        return _rows(url, partial(read_table, mapping, delimiter), max_line_bytes)
+
+    return with_shared_images(read(), read, mapping)
 
 
 def _rows(url: str, reader: Callable[[IO[bytes], int], Iterator[Row]], max_line_bytes: int) -> Iterator[Row | RawRow]:

@@ -20,7 +20,7 @@ _REST_OF_LINE = re.compile(rb"\S[^\n]*")  # from what makes it a line that is no
 
 
 def count_rows(url: str, max_line_bytes: int, options: RowOptions | None = None) -> int:
-    """The rows of a jsonl, json, csv or parquet file, compressed or not, and of COCO annotations.
+    """The rows of a jsonl, json, csv, tsv or parquet file, compressed or not, and of COCO annotations.
 
     A line of jsonl that is blank and longer than the limit is not counted, though its reader reports it. Of a damaged file those
     count that can be read.

@@ -86,7 +86,7 @@ def test_a_name_without_a_file_is_refused_with_the_names_that_are_near(place: Pl
     assert refusal(f"{root}/nowhere/train.jsonl").endswith("there is no such file; check the path")
     assert "nowhere/*.csv: no file there is named so" in refusal(f"{root}/nowhere/*.csv")
     assert refusal(f"{root}/*.txt") == (
-        f"{root}/*.txt: no file there is named so and ends in .jsonl, .json, .csv, .parquet, or these with .gz or .zst"
+        f"{root}/*.txt: no file there is named so and ends in .jsonl, .json, .csv, .tsv, .parquet, or these with .gz or .zst"
     )
 
 

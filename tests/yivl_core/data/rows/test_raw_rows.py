@@ -260,7 +260,9 @@ def test_a_csv_row_that_is_not_utf8_is_found_and_the_others_are_read(tmp_path: P
 
 
 def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.parquet"):
+    with pytest.raises(
+        ConfigurationError, match=r"a\.txt: a dataset file has to end in \.jsonl, \.json, \.csv, \.tsv, \.parquet"
+    ):
         split_raw_rows(str(tmp_path / "a.txt"), 1000)
 
 
@@ -304,3 +306,27 @@ def test_a_cell_may_be_as_long_as_a_row(tmp_path: Path) -> None:
     assert [finding.message[:30] for finding in row.findings] == ['the cell of `images` is "bbbbb']
     (row,) = rows_of(tmp_path / "a.csv", "query,response\na," + "b" * 300_000 + "\n", 400_000)
     assert row.values == {"query": "a", "response": "b" * 300_000}
+
+
+def test_a_tsv_file_is_a_csv_file_with_tabs(tmp_path: Path) -> None:
+    content = 'query\tresponse\timages\nRead, please.\t"a\tb"\t["a.png", "b.png"]\n"two\nlines"\tx\t\n'
+    rows = rows_of(tmp_path / "a.tsv", content)
+    assert [(row.line, row.values) for row in rows] == [
+        (2, {"query": "Read, please.", "response": "a\tb", "images": ["a.png", "b.png"]}),
+        (3, {"query": "two\nlines", "response": "x"}),
+    ]
+    assert (
+        rows_of(tmp_path / "b.tsv", "query,response\na,b\n")[0]
+        .findings[0]
+        .remedy.startswith("name the columns in the first row, with tabs between them")
+    )
+
+
+def test_cells_of_a_benchmark_are_texts(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "a.tsv", "index\tquestion\thistory\tmeta\n1\tWhat?\told\t[x]\n")
+    assert [row.values for row in rows] == [{"index": "1", "question": "What?", "history": "old", "meta": "[x]"}]
+
+
+def test_a_row_of_a_table_that_is_too_long_is_passed_over(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "a.tsv", "index\tquestion\timage\n1\ta\t" + "A" * 20_000 + "\n2\tb\t\n")
+    assert places(rows) == [(2, ["line_too_long"]), (3, [])]
