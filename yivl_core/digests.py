@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,16 @@ def digest_file(path: Path) -> str:
 
 def digest_files(root: Path, relative_paths: Iterable[str]) -> str:
     """sha256 (hex) over (relative path, sha256) of the named files under `root`, in sorted order; files are read side by side."""
+    return digest_of_digests(digest_each(root, relative_paths))
+
+
+def digest_each(root: Path, relative_paths: Iterable[str]) -> dict[str, str]:
+    """sha256 (hex) of each of the named files under `root`, by name in sorted order; files are read side by side."""
     names = sorted(relative_paths)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
-        digests = pool.map(lambda name: digest_file(root / name), names)
-        return digest_json([list(pair) for pair in zip(names, digests, strict=True)])
+        return dict(zip(names, pool.map(lambda name: digest_file(root / name), names), strict=True))
+
+
+def digest_of_digests(digests: Mapping[str, str]) -> str:
+    """What `digest_files` gives of files whose sha256 is known: one digest of them all."""
+    return digest_json([[name, digests[name]] for name in sorted(digests)])

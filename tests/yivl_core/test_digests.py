@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yivl_core.digests import canonical_json, digest_file, digest_files, digest_json
+from yivl_core.digests import canonical_json, digest_each, digest_file, digest_files, digest_json, digest_of_digests
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
@@ -76,6 +76,17 @@ def test_files_count_with_their_names_below_the_root_in_any_order(tmp_path: Path
     assert digest != digest_files(tmp_path / "two", [name.replace("/7", "/x") for name in file_names])
     (tmp_path / "one" / "sub" / "3").write_text("4")
     assert digest != digest_files(tmp_path / "one", file_names)
+
+
+def test_one_pass_over_files_gives_the_digest_of_each_and_of_all(tmp_path: Path) -> None:
+    contents = {"b": b"2", "a/c": b"", "a/b": b"1"}
+    (tmp_path / "a").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    digests = digest_each(tmp_path, contents)
+    assert list(digests) == ["a/b", "a/c", "b"]
+    assert digests == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    assert digest_of_digests(dict(reversed(digests.items()))) == digest_files(tmp_path, contents)
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

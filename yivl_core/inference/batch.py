@@ -33,7 +33,7 @@ from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.planned_rows import planned_rows
 from yivl_core.inference.preparation import PreparedRow, RowPreparer, preparing, start_early
 from yivl_core.inference.requests import Completion, Request
-from yivl_core.inference.run_record import WorkDone, dtype_name, find_fingerprint, summarise
+from yivl_core.inference.run_record import WorkDone, digest_model, dtype_name, find_fingerprint, summarise
 from yivl_core.inference.sampling import SamplingParams
 from yivl_core.inference.sheet import make_contact_sheet
 from yivl_core.inference.splitting import SplitPlan, first_gpu, plan_split, require_split
@@ -73,12 +73,13 @@ def infer_shards(
         require_engine(config, config.adapter, device, dtype)
     sizes = _plan_sizes(config, base, device, dtype) if _needs_sizes_first(config, shard_indices) else None
     rows = open_input(source, on_progress)
+    model = digest_model(config, base)
     plan = plan_shards(
         config.output,
         source=rows,
         store=store,
         shard_size=config.shard_size,
-        fingerprint=find_fingerprint(config, base, source, device, dtype, sizes),
+        fingerprint=find_fingerprint(config, model, source, device, dtype, sizes),
         resume=config.resume,
         as_planned=config.as_planned,
         joins=config.shard is not None,
@@ -101,7 +102,8 @@ def infer_shards(
     if worker:
         worker.run()
     ended = time.perf_counter()
-    summary = summarise(config, plan, worker.done if worker else None, runtime_s=ended - started, inference_s=ended - loaded)
+    done = worker.done if worker else None
+    summary = summarise(config, model, plan, done, runtime_s=ended - started, inference_s=ended - loaded)
     if config.contact_sheet is None or summary.content_digest is None:
         return summary
     return replace(summary, contact_sheet=make_contact_sheet(config, plan, rows, store, summary.content_digest))

@@ -1,8 +1,10 @@
 """What decides a run of batch inference, and what is told of it: its fingerprint, its summary and its manifest."""
 
+import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from yivl_core.inference.configuration import DecodingSettings, EngineSettings, 
 from yivl_core.inference.memory import MemoryPlan
 from yivl_core.inference.splitting import SplitPlan
 from yivl_core.model.adapters import check_base
-from yivl_core.model.files import CheckpointFiles, adapter_digest
+from yivl_core.model.files import CheckpointFiles, DigestedFiles, digested_adapter
 from yivl_core.outputs.manifest import MANIFEST_NAME, code, environment, read_manifest, write_manifest
 from yivl_core.outputs.predictions import ContentDigest, read_columns
 from yivl_core.outputs.shards import ShardPlan, missing_shards
-from yivl_core.processing.prompt import PROMPT_VERSION
+from yivl_core.processing.prompt import PROMPT_VERSION, describe_prompt
 from yivl_core.storage import join
 
 
@@ -44,9 +46,38 @@ class WorkDone:
     invariance: dict[str, int] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestedModel:
+    """What answers, by content.
+
+    Attributes:
+        base: the checkpoint.
+        adapter: that is put on it; None: none.
+    """
+
+    base: DigestedFiles
+    adapter: DigestedFiles | None
+
+
+def digest_model(config: InferenceConfig, base: CheckpointFiles) -> DigestedModel:
+    """The content of a run's model. Every file is read once, which for the larger model are 70 GB.
+
+    Args:
+        config: of the run.
+        base: its checkpoint.
+
+    Raises:
+        CheckpointError: the adapter is broken, or not of this base.
+    """
+    digested = base.digested()
+    if config.adapter:
+        check_base(Path(config.adapter), base, digested.digest)
+    return DigestedModel(base=digested, adapter=digested_adapter(config.adapter) if config.adapter else None)
+
+
 def find_fingerprint(
     config: InferenceConfig,
-    base: CheckpointFiles,
+    model: DigestedModel,
     source: InputSource,
     device: torch.device,
     dtype: torch.dtype,
@@ -55,28 +86,23 @@ def find_fingerprint(
     """What decides the rows, but for the digest of the data, which is found when the split is planned.
 
     Workers and shard order do not decide them, nor does the size of a batch unless all steps have one size; nor where fetched
-    images are kept, and how.
+    images are kept, and how. Runs of earlier versions are gone on with where this is the same: what is only to be told belongs
+    into the manifest.
 
     Args:
         config: of the run.
-        base: the checkpoint.
+        model: its content.
         source: the input.
         device: where it runs.
         dtype: of weights and arithmetic.
         sizes: of the engine; needed where the run is invariant.
-
-    Raises:
-        CheckpointError: the adapter is broken, or not of this base.
     """
-    base_digest = base.digest()
-    if config.adapter:
-        check_base(Path(config.adapter), base, base_digest)
     # Only where it is given, so that runs which were begun without it can be gone on with.
     urls = {"allow_url": sorted(set(config.allow_url))} if config.allow_url else {}
     return {
         "data": {"prompt": source.question, "limit": source.limit, **urls},
-        "model": {"digest": base_digest},
-        "adapter": {"digest": adapter_digest(config.adapter)} if config.adapter else None,
+        "model": {"digest": model.base.digest},
+        "adapter": {"digest": model.adapter.digest} if model.adapter else None,
         "prompt": {"version": PROMPT_VERSION},
         "decoding": config.model_dump(mode="json", include=set(DecodingSettings.model_fields)),
         "numerics": {
@@ -105,19 +131,48 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _count_all(output: str) -> tuple[Counter[str], Counter[str], str]:
-    """How the rows of a complete output ended, what went wrong with some, and the digest of their content."""
-    reasons, kinds, digest = Counter[str](), Counter[str](), ContentDigest()
+class _ImageDigest:
+    """One digest of the images of many rows, in the order of rows: of the sha256 of each, or of a dash where it is not known."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._num = self._num_unknown = 0
+
+    def update(self, images: Iterable[Mapping[str, Any]]) -> None:
+        for image in images:
+            self._num += 1
+            self._num_unknown += image["sha256"] is None
+            self._hash.update(f"{image['sha256'] or '-'}\n".encode())
+
+    def told(self) -> dict[str, int | str]:
+        """What the manifest says: how many images, how many of them could not be read, and their digest."""
+        return {"num": self._num, "num_unknown": self._num_unknown, "digest": self._hash.hexdigest()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """All rows of a complete output: how they ended, what went wrong with some, their images, and the digest of their content."""
+
+    num_by_finish_reason: Counter[str]
+    num_by_error_kind: Counter[str]
+    images: dict[str, int | str]
+    content_digest: str
+
+
+def _count_all(output: str) -> _Rows:
+    reasons, kinds, images, digest = Counter[str](), Counter[str](), _ImageDigest(), ContentDigest()
     for columns in read_columns(output):
         reasons[columns["finish_reason"]] += 1
         if columns["error_kind"] is not None:
             kinds[columns["error_kind"]] += 1
+        images.update(columns["images"])
         digest.update_columns(columns)
-    return reasons, kinds, digest.hexdigest()
+    return _Rows(num_by_finish_reason=reasons, num_by_error_kind=kinds, images=images.told(), content_digest=digest.hexdigest())
 
 
 def summarise(
     config: InferenceConfig,
+    model: DigestedModel,
     plan: ShardPlan,
     done: WorkDone | None,
     *,
@@ -128,6 +183,7 @@ def summarise(
 
     Args:
         config: of the run.
+        model: its content.
         plan: of its shards.
         done: by this call; None: nothing.
         runtime_s: of this call.
@@ -140,23 +196,12 @@ def summarise(
     has_worked = done is not None
     num_missing = len(missing_shards(plan))
     done = done or WorkDone()
-    reasons, kinds, content_digest = done.num_by_finish_reason, done.num_by_error_kind, None
-    if not num_missing:
-        reasons, kinds, content_digest = _count_all(config.output)
-    if content_digest and (has_worked or not _is_told(content_digest, config.output)):
-        paths = config.model_dump(include={"model", "adapter", "dataset", "images"})
-        content = {
-            "command": "infer",
-            "code": code(),
-            "environment": environment(),
-            "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
-            "paths": {name: path and readable_url(path) for name, path in paths.items()},
-            **plan.fingerprint,
-            "invariance": done.invariance,
-            "content_digest": content_digest,
-            "result": dict(sorted(reasons.items())),
-            "errors": dict(sorted(kinds.items())),
-        }
+    rows = None if num_missing else _count_all(config.output)
+    reasons = rows.num_by_finish_reason if rows else done.num_by_finish_reason
+    kinds = rows.num_by_error_kind if rows else done.num_by_error_kind
+    content_digest = rows.content_digest if rows else None
+    if rows and (has_worked or not _is_told(rows.content_digest, config.output)):
+        content = _manifest(config, model, plan, rows, done.invariance)
         write_manifest(join(config.output, MANIFEST_NAME), content, {"ended": time.time(), "runtime_s": runtime_s})
     return InferenceSummary(
         output=config.output,
@@ -173,6 +218,29 @@ def summarise(
         sizes=done.sizes,
         invariance=done.invariance,
     )
+
+
+def _manifest(
+    config: InferenceConfig, model: DigestedModel, plan: ShardPlan, rows: _Rows, invariance: dict[str, int] | None
+) -> dict[str, Any]:
+    """What decided the rows and can be said of them: the plan's fingerprint, with what explains its digests."""
+    paths = config.model_dump(include={"model", "adapter", "dataset", "images"})
+    return {
+        "command": "infer",
+        "code": code(),
+        "environment": environment(),
+        "settings": config.model_dump(include={"shard_size", *EngineSettings.model_fields}),
+        "paths": {name: path and readable_url(path) for name, path in paths.items()},
+        **plan.fingerprint,
+        "data": {**plan.fingerprint["data"], "images": rows.images},
+        "model": asdict(model.base),
+        "adapter": asdict(model.adapter) if model.adapter else None,
+        "prompt": describe_prompt(),
+        "invariance": invariance,
+        "content_digest": rows.content_digest,
+        "result": dict(sorted(rows.num_by_finish_reason.items())),
+        "errors": dict(sorted(rows.num_by_error_kind.items())),
+    }
 
 
 def _is_told(content_digest: str, output: str) -> bool:

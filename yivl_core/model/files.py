@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from yivl_core.digests import canonical_json, digest_file, digest_files, digest_json
+from yivl_core.digests import canonical_json, digest_each, digest_json, digest_of_digests
 from yivl_core.errors import CheckpointError
 from yivl_core.model.adapter_keys import keys_of
 from yivl_core.model.config_keys import PublishedKeys, TransformersKeys, VisionKeys
@@ -36,6 +36,19 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "added_tokens.jso
 _PLACE_OF_ADAPTER = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")
 _WEIGHT_STEMS = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestedFiles:
+    """What a checkpoint or an adapter holds, each file read once.
+
+    Attributes:
+        digest: sha256 (hex) of the content.
+        files: sha256 (hex) of each file that decides it, by its path in the folder.
+    """
+
+    digest: str
+    files: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +91,16 @@ class CheckpointFiles:
 
     def digest(self) -> str:
         """sha256 (hex) over the files that decide what the model computes: configs, weights, tokenizer, preprocessor."""
+        return self.digested().digest
+
+    def digested(self) -> DigestedFiles:
+        """The same, with the sha256 of each of these files."""
         paths = [self.folder / "config.json", self.preprocessor_path, *self.weight_paths, *self.vision_weight_paths]
         paths += [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
         if self.vision_folder is not None:
             paths.append(self.vision_folder / "config.json")
-        return digest_files(self.folder, {path.relative_to(self.folder).as_posix() for path in paths})
+        files = digest_each(self.folder, {path.relative_to(self.folder).as_posix() for path in paths})
+        return DigestedFiles(digest=digest_of_digests(files), files=files)
 
 
 def open_checkpoint(folder: str | Path) -> CheckpointFiles:
@@ -121,11 +139,21 @@ def adapter_digest(folder: str | Path) -> str:
     Raises:
         CheckpointError: the folder is no adapter folder; the message names the file that is missing or broken.
     """
+    return digested_adapter(folder).digest
+
+
+def digested_adapter(folder: str | Path) -> DigestedFiles:
+    """The same, with the sha256 of its two files as they are.
+
+    Raises:
+        CheckpointError: as `adapter_digest`.
+    """
     path = Path(folder)
     config = read_adapter_config(path)
-    weights = _existing(path / "adapter_model.safetensors", "it holds the adapter's weights")
+    weights = _existing(path / "adapter_model.safetensors", "it holds the adapter's weights").name
     settings = {key: sorted(value) if _is_set(value) else value for key, value in config.items() if key not in _PLACE_OF_ADAPTER}
-    return digest_json([digest_file(weights), settings])
+    files = digest_each(path, ("adapter_config.json", weights))
+    return DigestedFiles(digest=digest_json([files[weights], settings]), files=files)
 
 
 def _is_set(value: Any) -> bool:

@@ -7,12 +7,12 @@ only one that `digest` leaves out. A digest names content; a path beside it only
 |---|---|---|
 | `command` | which run: `sft`, `infer` | each |
 | `code` | `code()`: version, digest of the source, git commit | each |
-| `environment` | `environment()`: Python, platform, packages, GPU | each |
+| `environment` | `environment()`: Python, platform, packages, image libraries, GPUs, CUDA and driver | each |
 | `settings` | every setting that can move the result, after defaults were filled in: not `resume` | each |
-| `data` | `digest` and size of the input; in training also of the held-out part | each |
-| `model` | `digest` of the base or merged checkpoint | each |
-| `adapter` | `digest` of the adapter; null in inference without one | each |
-| `prompt` | version and digest of the template | each |
+| `data` | `digest` of the input; in training its size, and the held-out part; in inference `images`: number and digest | each |
+| `model` | `digest` of the base or merged checkpoint; `files`: sha256 of each of its files | each |
+| `adapter` | the same of the adapter; null without one | `infer` |
+| `prompt` | `describe_prompt()`: version, system text, stop, an example, and their sha256 | each |
 | `numerics` | dtype, device, attention kernel and what else moves the last bits | each |
 | `decoding` | how tokens are chosen, and the seed | `infer` |
 | `content_digest` | of the predictions | `infer` |
@@ -25,7 +25,6 @@ only one that `digest` leaves out. A digest names content; a path beside it only
 import json
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -35,16 +34,19 @@ from typing import Any
 import yivl_core
 from yivl_core.digests import digest_files, digest_json
 from yivl_core.errors import OutputError
+from yivl_core.outputs.machine import describe_gpus, image_libraries
 from yivl_core.storage import exists, publish_bytes, read_bytes
 
 MANIFEST_NAME = "manifest.json"
 RESULT_PACKAGES = (
+    "accelerate",
     "bitsandbytes",
     "numpy",
     "peft",
     "pillow",
     "pyarrow",
     "rapidfuzz",
+    "sacrebleu",
     "safetensors",
     "sentencepiece",
     "torch",
@@ -93,12 +95,13 @@ def read_manifest(url: str) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, Any]:
-    """Python, platform, the packages that decide results, and the GPU if torch is in use: this loads no torch itself."""
+    """Python, platform, what decides results of packages and image libraries, and GPUs if torch is in use; it loads no torch."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _package_version(name) for name in RESULT_PACKAGES},
-        "gpu": _gpu_name(),
+        "image_libraries": image_libraries(),
+        **describe_gpus(),
     }
 
 
@@ -122,13 +125,6 @@ def _package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return str(torch.cuda.get_device_name())
 
 
 @cache

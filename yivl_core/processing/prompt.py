@@ -18,10 +18,11 @@ One difference: an empty text in the history keeps its role's frame here (`### A
 leaves out everything behind the colon, so that the next role follows in the same line.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from yivl_core.data.records import ImageSlot, Message, Role
+from yivl_core.data.records import ImageSlot, Message, Record, Role, conversation
 
 # Changes whenever the same record gives another prompt; predictions and adapters name it.
 PROMPT_VERSION = "yi-vl-1"
@@ -35,6 +36,8 @@ SYSTEM_PROMPT = (
 STOP_STRING = "###"
 IMAGE_PLACEHOLDER = "<image_placeholder>"
 _USER_TURN = " Human: "
+# Has all that a prompt can have: rounds before, an image that is placed by rule, and a text behind it.
+_EXAMPLE = Record(history=(("What is in this image?", "A cat."),), images=("cat.png",), query="Which colour?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,25 @@ def build_prompt(messages: Sequence[Message], answer: str | None = None) -> Prom
     if answer is not None:
         parts += _answer_segments(Message(Role.ASSISTANT, (answer,)))
     return Prompt(tuple(_joined(parts)))
+
+
+def describe_prompt() -> dict[str, str]:
+    """What a manifest tells of the frame that records are put into, so that any change of it shows and its text can be read.
+
+    Returns:
+        `version`; `system`, the text where a record has none; `stop`; `image_placeholder`; `example`, the prompt of a
+        conversation with an image; sha256 (hex) of the system text and of the example.
+    """
+    example = str(build_prompt(conversation(_EXAMPLE)))
+    return {
+        "version": PROMPT_VERSION,
+        "system": SYSTEM_PROMPT,
+        "system_sha256": hashlib.sha256(SYSTEM_PROMPT.encode()).hexdigest(),
+        "stop": STOP_STRING,
+        "image_placeholder": IMAGE_PLACEHOLDER,
+        "example": example,
+        "example_sha256": hashlib.sha256(example.encode()).hexdigest(),
+    }
 
 
 def opens_user_turn(segment: Segment) -> bool:

@@ -45,6 +45,8 @@ _PLOTS = {
 }
 _PLOT_EVERY_S = 60.0
 _DECIDING = ("settings", "data", "model", "prompt", "numerics")
+# What else these blocks hold is told beside it, and runs of earlier versions lack it.
+_DECIDING_KEYS = {"model": ("digest",), "prompt": ("version",)}
 
 
 def started_with(folder: Path) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class RunFolder:
     @property
     def digest(self) -> str:
         """sha256 (hex) of what decided the run: its manifest but for code, environment, paths and times."""
-        return digest_json({block: self._content[block] for block in _DECIDING})
+        return digest_json({block: _deciding(self._content, block) for block in _DECIDING})
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -141,7 +143,7 @@ class RunFolder:
     def _check(self, found: Mapping[str, Any]) -> None:
         lines = []
         for block in _DECIDING:
-            there, now = found.get(block, {}), self._content[block]
+            there, now = _deciding(found, block), _deciding(self._content, block)
             if block == "settings":  # a run of an earlier version knows fewer
                 there = {name: field.default for name, field in TrainingSettings.model_fields.items() if name in now} | there
             different = [key for key in (there | now) if there.get(key) != now.get(key)]
@@ -151,6 +153,11 @@ class RunFolder:
                 f"{self.path}: the run in this folder was started with other settings; use the same ones, or choose another "
                 "folder\n  " + "\n  ".join(lines)
             )
+
+
+def _deciding(content: Mapping[str, Any], block: str) -> dict[str, Any]:
+    values: dict[str, Any] = content.get(block, {})
+    return {key: value for key, value in values.items() if key in _DECIDING_KEYS.get(block, values)}
 
 
 class Metrics:

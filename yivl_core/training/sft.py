@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from yivl_core.errors import ConfigurationError
 from yivl_core.model.files import ABOUT_FILE, HELD_OUT_FILE
 from yivl_core.model.gpu_memory import limited_memory
 from yivl_core.outputs.manifest import code, environment
-from yivl_core.processing.prompt import PROMPT_VERSION
+from yivl_core.processing.prompt import PROMPT_VERSION, describe_prompt
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import local_path, publish_folder
 from yivl_core.training.answers import score_answers
@@ -167,7 +167,7 @@ class _Trainer:
         kept_step = state.best_step if config.keep == "best" and state.best_step else state.step
         about = {
             "kind": "adapter" if config.tuner == "lora" else "tuned",
-            "base_digest": self.data.base_digest,
+            "base_digest": self.data.base.digest,
             "dataset_digest": self.data.digests["digest"],
             "prompt_version": PROMPT_VERSION,
             "step": kept_step,
@@ -357,8 +357,8 @@ def _manifest(job: Job) -> dict[str, Any]:
         "settings": _settings(config, job.row_tokens),
         "paths": {"model": config.model, "dataset": config.dataset, "val_dataset": config.val_dataset},
         "data": data.digests | {"num_train": len(data.train_indices), "num_val": len(data.val_indices)},
-        "model": {"digest": data.base_digest},
-        "prompt": {"version": PROMPT_VERSION},
+        "model": asdict(data.base),
+        "prompt": describe_prompt(),
         "numerics": {"dtype": str(job.dtype).removeprefix("torch."), "device": job.device.type},
     }
 

@@ -49,7 +49,7 @@ class TrainingData:
         trains_images: whether a record that is trained on has an image.
         dropped: the records that do not fit.
         digests: of the datasets and of what is held out.
-        base_digest: of the checkpoint.
+        base: the content of the checkpoint.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrainingData:
         measure = (base.folder, config, self.max_length, self._num_workers, on_progress, features)
         self.train = Samples(dataset, *measure)
         self.digests = {"digest": dataset.digest}
-        self.base_digest = base.digest()
+        self.base = base.digested()
         if config.val_dataset is None:
             self.val = self.train
             train, held_out = split_held_out(self.train.keys, config.val_fraction, config.seed)

@@ -11,6 +11,7 @@ import pytest
 
 from yivl_core.errors import OutputError
 from yivl_core.outputs import manifest
+from yivl_core.outputs.machine import image_libraries
 from yivl_core.outputs.manifest import code, code_digest, environment, read_manifest, write_manifest
 
 CONTENT = {"model": {"digest": "m1"}, "adapter": None, "decoding": {"temperature": 0.0}, "ünïcode": "é"}
@@ -80,13 +81,16 @@ def test_environment_names_versions_and_loads_no_torch() -> None:
     import rapidfuzz
 
     assert found["packages"]["rapidfuzz"] == rapidfuzz.__version__
-    assert found["gpu"] is None
+    assert {"sacrebleu", "torch", "pillow"} <= found["packages"].keys()
+    assert found["image_libraries"] == image_libraries()
+    assert [found[name] for name in ("gpu", "num_gpus", "cuda", "driver")] == [None] * 4
 
 
 def test_environment_names_the_gpu_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100")
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert environment()["gpu"] == "NVIDIA H100"
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "NVIDIA H100", device_count=lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, version=SimpleNamespace(cuda="12.8")))
+    found = environment()
+    assert (found["gpu"], found["num_gpus"], found["cuda"]) == ("NVIDIA H100", 1, "12.8")
 
 
 def test_code_digest_changes_with_any_source_file_and_with_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yivl_core.data.records import IMAGE_TAG, ImageSlot, Message, Record, Role, conversation
-from yivl_core.processing.prompt import PROMPT_VERSION, SYSTEM_PROMPT, Prompt, TextSegment, build_prompt, shorten
+from yivl_core.processing import prompt as prompt_module
+from yivl_core.processing.prompt import PROMPT_VERSION, SYSTEM_PROMPT, Prompt, TextSegment, build_prompt, describe_prompt, shorten
 
 CASES = [
     "text_only_en", "text_only_zh", "one_image_en", "one_image_zh", "two_images_one_turn", "multi_turn_two_images",
@@ -137,3 +138,23 @@ def test_shortening_keeps_images() -> None:
     message = Message(Role.USER, (ImageSlot(0), ImageSlot(1), "\nCompare"))
     shortened, _ = shorten([message], None, 1)
     assert shortened == [Message(Role.USER, (ImageSlot(0), ImageSlot(1), "\n"))]
+
+
+def test_what_is_told_of_the_prompt_shows_every_part_of_its_frame() -> None:
+    told = describe_prompt()
+    assert (told["version"], told["system"], told["stop"]) == (PROMPT_VERSION, SYSTEM_PROMPT, "###")
+    assert told["example"] == (
+        f"{SYSTEM_PROMPT}\n\n### Human: <image_placeholder>\nWhat is in this image?\n### Assistant: A cat.\n"
+        "### Human: Which colour?\n### Assistant:"
+    )
+    for name in ("system", "example"):
+        assert told[f"{name}_sha256"] == hashlib.sha256(told[name].encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["SYSTEM_PROMPT", "STOP_STRING", "IMAGE_PLACEHOLDER", "_USER_TURN", "PROMPT_VERSION"])
+def test_any_other_character_of_the_frame_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = describe_prompt()
+    monkeypatch.setattr(prompt_module, name, getattr(prompt_module, name) + ".")
+    now = describe_prompt()
+    assert now != before
+    assert (now["example_sha256"] != before["example_sha256"]) == (name != "PROMPT_VERSION")

@@ -115,6 +115,16 @@ def test_every_other_setting_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_only_told_decides_nothing(tmp_path: Path) -> None:
+    """A run of an earlier version, which tells of neither files nor texts, is gone on with."""
+    earlier = start(tmp_path)
+    told = {"model": {"digest": "m", "files": {"model.safetensors": "f"}}, "prompt": {"version": 1, "system": "Be kind."}}
+    now = open_folder(tmp_path, resume=True, **told)
+    assert now.digest == earlier.digest
+    with pytest.raises(OutputError, match=r"\n  prompt.version: 1 there, 2 now$"):
+        open_folder(tmp_path, resume=True, **told | {"prompt": {"version": 2, "system": "Be kind."}})
+
+
 def test_a_setting_that_is_gone_is_named(tmp_path: Path) -> None:
     with open_folder(tmp_path, data={"digest": "d", "val_digest": "v"}).taken():
         pass

@@ -1,5 +1,6 @@
 """Whole training runs: what they learn, what they refuse, and what they leave in their folder."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +20,7 @@ from yivl_core.data.validation import validate_dataset
 from yivl_core.model.files import adapter_digest, checkpoint_digest, read_about
 from yivl_core.model.weights import load_model
 from yivl_core.processing.processor import ModelInputs, Processor
+from yivl_core.processing.prompt import describe_prompt
 from yivl_core.progress import Progress
 from yivl_core.training.checkpoint import TrainingState, save_training
 from yivl_core.training.configuration import WITHOUT_EFFECT, TrainingConfig, TrainingSettings, TrainingSummary
@@ -331,7 +333,10 @@ def test_the_run_folder_says_what_decided_it(train: Train, dataset: Path, tiny_c
         "num_train": 11,
         "num_val": 1,
     }
-    assert content["model"] == {"digest": checkpoint_digest(tiny_checkpoint)}
+    assert content["model"]["digest"] == checkpoint_digest(tiny_checkpoint)
+    weights = hashlib.sha256((tiny_checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert content["model"]["files"]["model.safetensors"] == weights
+    assert content["prompt"] == describe_prompt()
     assert content["numerics"] == {"dtype": "float32", "device": "cpu"}
     assert content["result"]["result_digest"] == summary.result_digest == adapter_digest(summary.adapter)
     about = read_about(Path(summary.adapter))
