@@ -1,67 +1,202 @@
-"""write_comparison(): two models' predictions for the same records -> one HTML page that shows them side by side, with images.
+"""Two models on the same rows -> what a report says of them: whether they compare, and by how much they differ.
 
-A pure function of the rows, their manifests and the images: the same inputs give the same bytes, wherever they lie.
+Rows belong together by `sample_id`. Where something else was asked, or in another way, nothing is compared unless it was allowed.
 """
 
-from yivl_core.errors import OutputError
-from yivl_core.evaluation.comparison_page import MARK, Origin, render_page
-from yivl_core.evaluation.configuration import ComparisonConfig, ComparisonSummary
-from yivl_core.evaluation.pairing import Group, Pairing, pair_predictions
-from yivl_core.evaluation.rows import CheckedRows
-from yivl_core.evaluation.thumbnails import Thumbnails
-from yivl_core.outputs.thumbnails import Thumbnail
-from yivl_core.storage import exists, join, publish_bytes, read_bytes
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
-PAGE_NAME = "comparison.html"
+import numpy as np
+import numpy.typing as npt
+
+from yivl_core.evaluation.comparability import Difference, RowDifferences
+from yivl_core.evaluation.figures import Resampling, interval_json, number, row_values
+from yivl_core.evaluation.metrics.metric import Counts, Floats, Metric
+from yivl_core.evaluation.scoring import ScoredRows
+from yivl_core.evaluation.statistics.bootstrap import Bootstrap
+from yivl_core.evaluation.statistics.clusters import group_clusters
+from yivl_core.evaluation.statistics.paired import compare_pairs, holm, mcnemar
+
+NOT_COMPARABLE = "not comparable"
+
+Indices = npt.NDArray[np.int64]
 
 
-def write_comparison(config: ComparisonConfig) -> ComparisonSummary:
-    """Compare two models' predictions and publish `comparison.html`, in place of that of an earlier comparison.
+class Group(StrEnum):
+    """What became of an answer, by exact match: right or wrong in the baseline and here."""
 
-    Raises:
-        DatasetError: no record is in both, one has other references in the one than in the other, or `dataset` is none.
-        IncompleteError: parts of the predictions are missing.
-        OutputError: a folder holds no predictions, or other ones than its manifest says; or something else than a comparison
-            would be overwritten.
-        StorageError: something cannot be read or written. An image that is missing or was changed is told of on the page.
+    MENDED = "mended"
+    LOST = "lost"
+    STAYED_WRONG = "stayed wrong"
+    STAYED_RIGHT = "stayed right"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MatchedRows:
+    """The rows that both have.
+
+    Attributes:
+        here: int64 [num_matched], their places among the rows of the model.
+        there: int64 [num_matched], the same of the baseline.
     """
-    page = join(config.output, PAGE_NAME)
-    _refuse_foreign_page(page)
-    before, after = CheckedRows(config.baseline), CheckedRows(config.predictions)
-    pairing = pair_predictions(before, after, config.num_samples)
-    pictures = None if config.dataset is None else _pictures(config.dataset, pairing)
-    publish_bytes(page, render_page(pairing, pictures, before=_origin(before), after=_origin(after)).encode())
-    return _to_summary(page, pairing)
+
+    here: Indices
+    there: Indices
+
+    def __len__(self) -> int:
+        return len(self.here)
 
 
-def _refuse_foreign_page(page: str) -> None:
-    if exists(page) and MARK.encode() not in read_bytes(page):
-        raise OutputError(f"{page} is no comparison that yivl has written, and would be overwritten; choose another folder")
+def match_rows(rows: ScoredRows, baseline: ScoredRows) -> MatchedRows:
+    """Find the rows of both with the same sample id, in the order of the model's."""
+    places = {sample_id: place for place, sample_id in enumerate(baseline.sample_ids)}
+    found = [(place, places[sample_id]) for place, sample_id in enumerate(rows.sample_ids) if sample_id in places]
+    pairs = np.array(found, dtype=np.int64).reshape(len(found), 2)
+    return MatchedRows(here=pairs[:, 0], there=pairs[:, 1])
 
 
-def _pictures(dataset: str, pairing: Pairing) -> list[list[Thumbnail]]:
-    """The pictures of each sample."""
-    shown = [pair.prediction.images for pair in pairing.samples]
-    thumbnails = Thumbnails(dataset, {image.sha256 for images in shown for image in images if image.sha256})
-    return [[thumbnails.make(image) for image in images] for images in shown]
+def groups_of(rows: ScoredRows, baseline: ScoredRows, matched: MatchedRows) -> list[Group]:
+    """What became of each matched row."""
+    after = rows.counts_of("exact_match")[matched.here, 1] > 0
+    before = baseline.counts_of("exact_match")[matched.there, 1] > 0
+    names = {(False, True): Group.MENDED, (True, False): Group.LOST, (False, False): Group.STAYED_WRONG}
+    return [names.get((bool(was), bool(now)), Group.STAYED_RIGHT) for was, now in zip(before, after, strict=True)]
 
 
-def _origin(rows: CheckedRows) -> Origin:
-    manifest = rows.manifest or {}
-    digests = {name: (manifest.get(name) or {}).get("digest") for name in ("model", "adapter", "data")}
-    return Origin(**digests, content=rows.content_digest)
+def differences_json(manifests: Sequence[Difference], rows: RowDifferences, allowed: Collection[str]) -> list[dict[str, Any]]:
+    """All that two runs do not share. What blocks and was not allowed makes them not comparable."""
+    found = [
+        _difference(one.kind, one.name, one.ours, one.theirs, blocks=one.is_blocking, warns=one.is_warning, allowed=allowed)
+        for one in manifests
+    ]
+    for part, named in rows.differing.items():
+        if named.num:
+            found.append(_difference("data", f"{part} of {named}", "", "another", blocks=True, warns=False, allowed=allowed))
+    for name, named, sides in (
+        ("rows that only one side has", rows.only_here, ("{}", "missing")),
+        ("rows that only one side has", rows.only_there, ("missing", "{}")),
+    ):
+        if named.num:
+            ours, theirs = (side.format(named) for side in sides)
+            found.append(_difference("rows", name, ours, theirs, blocks=True, warns=False, allowed=allowed))
+    if rows.unknown_images.num:
+        name = f"images of {rows.unknown_images}"
+        found.append(_difference("data", name, "not known", "not known", blocks=False, warns=True, allowed=allowed))
+    return found
 
 
-def _to_summary(page: str, pairing: Pairing) -> ComparisonSummary:
-    return ComparisonSummary(
-        page=page,
-        num_matched=pairing.num_matched,
-        num_only_predictions=pairing.only_after,
-        num_only_baseline=pairing.only_before,
-        num_mended=pairing.counts[Group.MENDED],
-        num_lost=pairing.counts[Group.LOST],
-        num_stayed_right=pairing.counts[Group.STAYED_RIGHT],
-        num_stayed_wrong=pairing.counts[Group.STAYED_WRONG],
-        num_changed=pairing.counts[Group.CHANGED],
-        num_unchanged=pairing.counts[Group.UNCHANGED],
+def _difference(
+    kind: str, name: str, ours: str, theirs: str, *, blocks: bool, warns: bool, allowed: Collection[str]
+) -> dict[str, Any]:
+    is_allowed = blocks and kind in allowed
+    return {
+        "kind": kind,
+        "name": name,
+        "ours": ours,
+        "theirs": theirs,
+        "is_blocking": blocks and not is_allowed,
+        "is_allowed": is_allowed,
+        "is_warning": warns,
+    }
+
+
+def comparison_json(
+    rows: ScoredRows,
+    baseline: ScoredRows,
+    matched: MatchedRows,
+    differences: Sequence[dict[str, Any]],
+    *,
+    primary: str,
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What a report says of a model beside its baseline.
+
+    Args:
+        rows: of the model.
+        baseline: its rows, by the same metrics.
+        matched: which of them belong together.
+        differences: from `differences_json`.
+        primary: the metric that decides.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    found: dict[str, Any] = {
+        "differences": list(differences),
+        "is_comparable": len(matched) > 0 and not any(one["is_blocking"] for one in differences),
+        "num_matched": len(matched),
+        "num_only_here": len(rows) - len(matched),
+        "num_only_there": len(baseline) - len(matched),
+        "verdict": NOT_COMPARABLE,
+        "figures": {},
+        "groups": {},
+    }
+    if not found["is_comparable"]:
+        return found
+    groups = groups_of(rows, baseline, matched)
+    found["groups"] = {group.value: groups.count(group) for group in Group}
+    found["figures"] = _figures(rows, baseline, matched, primary=primary, num_resamples=num_resamples, seed=seed)
+    found["verdict"] = found["figures"][primary]["verdict"]
+    return found
+
+
+def _figures(
+    rows: ScoredRows, baseline: ScoredRows, matched: MatchedRows, *, primary: str, num_resamples: int, seed: int
+) -> dict[str, Any]:
+    clusters = group_clusters(
+        [rows.cluster_ids[place] for place in matched.here], [rows.sample_ids[place] for place in matched.here]
     )
+    resampling = Resampling(clusters=clusters, bootstrap=Bootstrap(clusters.num_groups, num_resamples, seed))
+    figures = {}
+    for metric, ours, theirs in zip(rows.metrics, rows.counts, baseline.counts, strict=True):
+        figures[metric.name] = _paired(metric, ours[matched.here], theirs[matched.there], resampling)
+    others = [name for name, figure in figures.items() if name != primary and figure["p_value"] is not None]
+    adjusted = holm([figures[name]["p_value"] for name in others])
+    for name, p_value in zip(others, adjusted, strict=True):
+        figures[name]["p_adjusted"] = p_value
+    return figures
+
+
+def _paired(metric: Metric, ours: Counts, theirs: Counts, resampling: Resampling) -> dict[str, Any]:
+    both = (ours[:, 0] > 0) & (theirs[:, 0] > 0)
+    ours, theirs = ours * both[:, None], theirs * both[:, None]
+    value, before = (float(metric.figure(counts.sum(axis=0))) for counts in (ours, theirs))
+    resampled = _resampled_figure(metric, ours, resampling) - _resampled_figure(metric, theirs, resampling)
+    pairs = compare_pairs(
+        value - before,
+        resampled,
+        kind=metric.kind,
+        best=metric.best,
+        num_clusters=resampling.clusters.count_among(both),
+        num_rows=int(np.count_nonzero(both)),
+    )
+    num_better, num_worse = _count_changes(metric, ours, theirs)
+    return {
+        "value": number(value),
+        "baseline": number(before),
+        "n": int(np.count_nonzero(both)),
+        "difference": number(pairs.difference),
+        "interval": interval_json(pairs.interval),
+        "p_value": pairs.p_value,
+        "p_adjusted": None,
+        "mcnemar_p": mcnemar(num_worse, num_better) if metric.kind == "share" else None,
+        "smallest_detectable": pairs.smallest_detectable,
+        "verdict": pairs.verdict.value,
+        "num_improved": num_better,
+        "num_worsened": num_worse,
+        "num_equal": int(np.count_nonzero(both)) - num_better - num_worse,
+    }
+
+
+def _resampled_figure(metric: Metric, counts: Counts, resampling: Resampling) -> Floats:
+    return metric.figure(resampling.bootstrap.sums(resampling.clusters.sum_by_group(counts)))
+
+
+def _count_changes(metric: Metric, ours: Counts, theirs: Counts) -> tuple[int, int]:
+    """How many rows are better and worse than in the baseline, each by its own figure."""
+    gain = row_values(metric, ours) - row_values(metric, theirs)
+    if metric.best == "low":
+        gain = -gain
+    return int(np.count_nonzero(gain > 0)), int(np.count_nonzero(gain < 0))

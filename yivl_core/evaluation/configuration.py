@@ -21,8 +21,8 @@ class ScoringSettings(BaseModel):
     metrics: tuple[str, ...] = Field(
         default=("ocr",),
         min_length=1,
-        description="groups of metrics (ocr, vqa, fields, caption) or names of single ones; CER, exact match and the counts of bad "
-        "answers are always there (default: ocr)",
+        description="groups of metrics (ocr, vqa, fields, caption) or names of single ones; CER, exact match and the counts of "
+        "bad answers are always there (default: ocr)",
     )
     primary: str | None = Field(
         default=None, description="the metric that decides a comparison; default: the first of `metrics`, for ocr cer"

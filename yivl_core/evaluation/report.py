@@ -1,211 +1,177 @@
-"""Predictions -> evaluation report: a pure function of the rows and their manifest, so the same inputs give the same bytes.
+"""Predictions -> evaluation report: a pure function of rows, manifests and named inputs, so equal inputs give equal bytes.
 
-Rows pass by once and are not kept, but for the few that the report shows. Neither the clock, the place of the folder nor the
-machine of the evaluation enters a report; times stay in the manifest of the run that made the predictions.
+Neither the clock, the place of the folder nor the machine of the evaluation enters a report; times stay in the manifest of the
+run that made the predictions. `report.json` holds everything; the page and the Markdown are made of it, and of pictures.
 """
 
-import heapq
-import json
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
-from yivl_core.errors import DatasetError, OutputError
+from yivl_core.evaluation.comparability import RowIdentities, compare_manifests
+from yivl_core.evaluation.comparison import comparison_json, differences_json, match_rows
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.figures import Resampling, figures_json, histogram_json, slices_json
+from yivl_core.evaluation.gate import apply_gate, read_gate
 from yivl_core.evaluation.markdown import render_markdown
-from yivl_core.evaluation.metrics.edits import Score, score_answer
-from yivl_core.evaluation.rows import CheckedRows, references_of
-from yivl_core.evaluation.texts.normalisation import MAIN, normalise
-from yivl_core.outputs.predictions import Prediction
+from yivl_core.evaluation.measures import Measures, prepare_measures
+from yivl_core.evaluation.metrics.names import ALWAYS
+from yivl_core.evaluation.page import render_page
+from yivl_core.evaluation.pictures import load_pictures
+from yivl_core.evaluation.report_files import FORMAT, FREQUENCIES_NAME, REPORT_VERSION, publish_report, refuse_foreign_reports
+from yivl_core.evaluation.rows import CheckedRows, FailureTally
+from yivl_core.evaluation.samples import Baseline, choose_rows, samples_json
+from yivl_core.evaluation.scoring import ScoredRows, score_rows
+from yivl_core.evaluation.statistics.bootstrap import Bootstrap
+from yivl_core.evaluation.statistics.clusters import group_clusters
 from yivl_core.progress import OnProgress, Progress, ignore_progress
-from yivl_core.storage import is_local, join, list_files, publish_bytes, read_bytes
+from yivl_core.storage import join
 
-FORMAT = "yivl evaluation report"
-REPORT_VERSION = 1
-REPORT_NAME, READABLE_REPORT_NAME = "report.json", "report.md"
-NUM_WORST = 10
-NUM_RIGHT = 5
+VERSIONED_PACKAGES = ("numpy", "rapidfuzz", "sacrebleu")
 
 _PROGRESS_ROWS = 1000
 
 
 def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ignore_progress) -> EvaluationSummary:
-    """Score predictions against their references and publish `report.json` and `report.md`, in place of an earlier evaluation's.
+    """Score predictions, compare them with a baseline's, and publish the report in place of an earlier evaluation's.
 
     Raises:
-        DatasetError: there is nothing to score: no row has a reference, or all references are empty.
+        ConfigurationError: the gate asks for what is not measured, or for a baseline where there is none.
+        ChildFailedError: a process that measured rows died.
+        DatasetError: no row has a reference, or training texts cannot be read.
         IncompleteError: parts of the predictions are missing.
-        OutputError: the folder holds no predictions, or other ones than its manifest says; or something else than an evaluation's
+        OutputError: a folder holds no predictions, or other ones than its manifest says; or something else than an evaluation's
             report would be overwritten, which shows before predictions are read.
-        StorageError: the report cannot be written.
+        StorageError: something cannot be read or written.
     """
-    _refuse_foreign_reports(config.output)
-    rows = CheckedRows(config.predictions)
-    tally = _Tally()
-    for prediction in rows:
-        tally.add(prediction)
-        if rows.num_rows % _PROGRESS_ROWS == 0:
-            on_progress(Progress(stage="evaluate", done=rows.num_rows, total=rows.num_planned, unit="row"))
-    _check_references(tally.score, config.predictions, rows.num_rows)
-    report = _to_report(tally, rows)
-    publish_bytes(join(config.output, REPORT_NAME), _to_json(report))  # first, since it tells whose report.md is beside it
-    publish_bytes(join(config.output, READABLE_REPORT_NAME), render_markdown(report).encode())
-    return _to_summary(tally, config.output)
+    refuse_foreign_reports(config.output)
+    gate = None if config.gate is None else read_gate(config.gate, config)
+    measures = prepare_measures(config)
+    evaluation = _Evaluation(config, measures, on_progress)
+    report = evaluation.report()
+    report["gate"] = None if gate is None else apply_gate(gate, report)
+    if measures.frequencies is not None and config.document_frequencies is None:
+        measures.frequencies.write(join(config.output, FREQUENCIES_NAME))
+    pictures = load_pictures(config.dataset, report["samples"]) if config.dataset else None
+    publish_report(config.output, report, markdown=render_markdown(report), page=render_page(report, pictures))
+    return _to_summary(report, config.output)
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is known after the rows so far: sums, and the rows to show."""
+class _Evaluation:
+    """One evaluation, from rows to figures.
 
-    counts: Counter[str] = field(default_factory=Counter)
-    failures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    answered: Score = field(default_factory=Score)
-    failed: Score = field(default_factory=Score)
-    answered_raw: Score = field(default_factory=Score)
-    failed_raw: Score = field(default_factory=Score)
-    worst: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
-    right: list[dict[str, Any]] = field(default_factory=list)
+    Args:
+        config: of it.
+        measures: what is counted in each row.
+        on_progress: is told of the rows that were read.
+    """
 
-    @property
-    def score(self) -> Score:
-        """Of all rows with a reference, failed ones too."""
-        return self.answered + self.failed
+    def __init__(self, config: EvaluationConfig, measures: Measures, on_progress: OnProgress) -> None:
+        self._config, self._measures, self._on_progress = config, measures, on_progress
+        self._checked = CheckedRows(config.predictions)
+        self._failures = FailureTally()
+        self._identities = RowIdentities()
 
-    def add(self, prediction: Prediction) -> None:
-        references = references_of(prediction)
-        if not references:
-            self.counts["without_reference"] += 1
-            return
-        normalised = [normalise(reference) for reference in references]
-        if prediction.response is None:
-            self.counts["failed"] += 1
-            self.failed += score_answer(None, normalised)
-            self.failed_raw += score_answer(None, references)
-            self._note_failure(prediction)
-            return
-        answer = normalise(prediction.response)
-        score = score_answer(answer, normalised)
-        self.answered += score
-        self.answered_raw += score_answer(prediction.response, references)
-        self.counts["empty"] += not answer
-        self.counts["cut"] += prediction.finish_reason == "length"
-        self._note_example(prediction, references, score)
-
-    def _note_failure(self, prediction: Prediction) -> None:
-        failure = self.failures.setdefault(
-            str(prediction.error_kind), {"num_rows": 0, "first": {"source": prediction.source, "error": prediction.error}}
-        )
-        failure["num_rows"] += 1
-
-    def _note_example(self, prediction: Prediction, references: Sequence[str], score: Score) -> None:
-        example = {
-            "sample_id": prediction.sample_id,
-            "source": prediction.source,
-            "references": list(references),
-            "response": prediction.response,
-            "finish_reason": prediction.finish_reason,
-            "edits": score.edits,
+    def report(self) -> dict[str, Any]:
+        """All but the gate."""
+        config, measures = self._config, self._measures
+        there = None if config.baseline is None else CheckedRows(config.baseline)
+        baseline_rows = None
+        if config.baseline is not None and there is not None:
+            baseline_rows = score_rows(config.baseline, measures.measuring, lambda: self._read_baseline(there))
+        rows = score_rows(config.predictions, measures.measuring, self._read)
+        clusters = group_clusters(rows.cluster_ids, rows.sample_ids)
+        bootstrap = Bootstrap(clusters.num_groups, config.num_resamples, config.seed)
+        resampling = Resampling(clusters=clusters, bootstrap=bootstrap)
+        baseline = None
+        if config.baseline is not None and baseline_rows is not None:
+            baseline = Baseline(predictions=config.baseline, rows=baseline_rows, matched=match_rows(rows, baseline_rows))
+        primary = rows.metrics[measures.names.index(measures.primary)]
+        choice = choose_rows(rows, primary, {} if baseline is None else baseline.groups_of(rows), config.max_samples)
+        return {
+            "format": FORMAT,
+            "version": REPORT_VERSION,
+            "scoring": measures.described | {"packages": {name: version(name) for name in VERSIONED_PACKAGES}},
+            "rows": self._rows_json(rows, clusters.num_clusters),
+            "figures": figures_json(rows, resampling),
+            "slices": slices_json(rows, resampling, tuple(dict.fromkeys((measures.primary, *ALWAYS)))),
+            "histogram": histogram_json(primary, rows.counts_of(measures.primary)),
+            "failures": self._failures.by_kind,
+            "samples": samples_json(config.predictions, rows, choice, extractor=config.extractor, baseline=baseline),
+            "num_samples_left_out": len(rows) - len(choice.places),
+            "comparison": None if baseline is None or there is None else self._comparison_json(rows, baseline, there),
+            "predictions": _origin(self._checked),
         }
-        if score.num_exact and len(self.right) < NUM_RIGHT:
-            self.right.append(example)
-        if score.edits:
-            push = heapq.heappush if len(self.worst) < NUM_WORST else heapq.heappushpop
-            push(self.worst, (score.edits, -prediction.record_index, example))
 
+    def _read(self) -> None:
+        for prediction in self._checked:
+            self._failures.add(prediction)
+            if self._config.baseline is not None:
+                self._identities.add(prediction)
+            self._tell(self._checked)
 
-def _refuse_foreign_reports(output: str) -> None:
-    if is_local(output) and Path(output).is_file():
-        raise OutputError(f"{output}: this is a file; name a folder for the report")
-    names, url = list_files(output), join(output, REPORT_NAME)
-    if REPORT_NAME in names:
-        try:
-            there = json.loads(read_bytes(url))
-        except (ValueError, RecursionError) as cause:
-            raise OutputError(
-                f"{url} cannot be read as JSON, so nobody can tell whose it is; if it is a damaged evaluation report, remove it "
-                f"and {READABLE_REPORT_NAME}, or choose another folder"
-            ) from cause
-        if not isinstance(there, dict) or there.get("format") != FORMAT:
-            raise OutputError(f"{url} is no evaluation report, and would be overwritten; choose another folder")
-    elif READABLE_REPORT_NAME in names:
-        raise OutputError(
-            f"{join(output, READABLE_REPORT_NAME)} stands without the {REPORT_NAME} of an evaluation, and would be overwritten; "
-            "remove it, or choose another folder"
+    def _read_baseline(self, there: CheckedRows) -> None:
+        for prediction in there:
+            self._identities.add_baseline(prediction)
+            self._tell(there)
+
+    def _tell(self, checked: CheckedRows) -> None:
+        if checked.num_rows % _PROGRESS_ROWS == 0:
+            stage = "evaluate" if checked is self._checked else "baseline"
+            self._on_progress(Progress(stage=stage, done=checked.num_rows, total=checked.num_planned, unit="row"))
+
+    def _rows_json(self, rows: ScoredRows, num_clusters: int) -> dict[str, Any]:
+        num_failed = int(rows.has_failed.sum())
+        return {
+            "total": self._checked.num_rows,
+            "without_reference": rows.num_without_reference,
+            "compared": len(rows),
+            "answered": len(rows) - num_failed,
+            "failed": num_failed,
+            **{name: int(rows.counts_of(name)[:, 1].sum()) for name in ("empty", "cut", "looping", "refused")},
+            "coverage": (len(rows) - num_failed) / len(rows),
+            "clusters": num_clusters,
+        }
+
+    def _comparison_json(self, rows: ScoredRows, baseline: Baseline, there: CheckedRows) -> dict[str, Any]:
+        config = self._config
+        manifests = compare_manifests(self._checked.manifest, there.manifest)
+        differences = differences_json(manifests, self._identities.finish(), config.allow_difference)
+        compared = comparison_json(
+            rows,
+            baseline.rows,
+            baseline.matched,
+            differences,
+            primary=self._measures.primary,
+            num_resamples=config.num_resamples,
+            seed=config.seed,
         )
+        return compared | {"baseline": _origin(there)}
 
 
-def _check_references(score: Score, predictions: str, num_rows: int) -> None:
-    if not score.num_rows:
-        raise DatasetError(
-            f"{predictions}: none of the {num_rows} rows has a reference to compare its answer with; "
-            "give the records a `response` (or `references`) and run `yivl infer` again"
-        )
-    if not score.reference_characters:
-        raise DatasetError(
-            f"{predictions}: the references of all {score.num_rows} rows are empty, so there is no character to compare with; "
-            "check `response` in the records and run `yivl infer` again"
-        )
+def _origin(checked: CheckedRows) -> dict[str, Any]:
+    manifest = checked.manifest
+    shown = None if manifest is None else {key: value for key, value in manifest.items() if key not in ("times", "paths")}
+    return {"content_digest": checked.content_digest, "manifest": shown}
 
 
-def _to_report(tally: _Tally, rows: CheckedRows) -> dict[str, Any]:
-    score = tally.score
-    origin = None if rows.manifest is None else {key: value for key, value in rows.manifest.items() if key != "times"}
-    return {
-        "format": FORMAT,
-        "version": REPORT_VERSION,
-        "normaliser": MAIN,
-        "rows": {
-            "total": rows.num_rows,
-            "without_reference": tally.counts["without_reference"],
-            "compared": score.num_rows,
-            "answered": tally.answered.num_rows,
-            "failed": tally.counts["failed"],
-            "empty": tally.counts["empty"],
-            "cut": tally.counts["cut"],
-            "coverage": tally.answered.num_rows / score.num_rows,
-        },
-        "figures": {
-            "all_rows": {"normalised": _to_figures(score), "as_written": _to_figures(tally.answered_raw + tally.failed_raw)},
-            "answered_rows": {"normalised": _to_figures(tally.answered), "as_written": _to_figures(tally.answered_raw)},
-        },
-        "failures": tally.failures,
-        "worst": [example for _, _, example in sorted(tally.worst, key=lambda entry: entry[:2], reverse=True)],
-        "right": tally.right,
-        "predictions": {"content_digest": rows.content_digest, "manifest": origin},
-    }
-
-
-def _to_figures(score: Score) -> dict[str, Any]:
-    return {
-        "num_rows": score.num_rows,
-        "cer": {
-            "value": score.cer,
-            "edits": score.edits,
-            "insertions": score.insertions,
-            "deletions": score.deletions,
-            "substitutions": score.substitutions,
-            "reference_characters": score.reference_characters,
-        },
-        "exact_match": {"value": score.exact_match, "num_exact": score.num_exact},
-    }
-
-
-def _to_json(report: dict[str, Any]) -> bytes:
-    return json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _to_summary(tally: _Tally, output: str) -> EvaluationSummary:
-    score = tally.score
-    assert score.cer is not None
-    assert score.exact_match is not None
+def _to_summary(report: dict[str, Any], output: str) -> EvaluationSummary:
+    rows, figures, primary = report["rows"], report["figures"], report["scoring"]["primary"]
+    comparison, gate = report["comparison"] or {}, report["gate"] or {}
+    main = figures[primary]
     return EvaluationSummary(
         output=output,
-        num_samples=score.num_rows,
-        num_failed=tally.counts["failed"],
-        num_empty=tally.counts["empty"],
-        num_cut=tally.counts["cut"],
-        cer=score.cer,
-        exact_match=score.exact_match,
+        num_samples=rows["compared"],
+        num_failed=rows["failed"],
+        num_empty=rows["empty"],
+        num_cut=rows["cut"],
+        cer=figures["cer"]["value"],
+        exact_match=figures["exact_match"]["value"],
+        primary=primary,
+        value=main["value"],
+        low=main["interval"]["low"],
+        high=main["interval"]["high"],
+        difference=comparison.get("figures", {}).get(primary, {}).get("difference"),
+        verdict=comparison.get("verdict"),
+        gate=gate.get("result"),
+        gate_reasons=tuple(gate.get("reasons", ())),
     )

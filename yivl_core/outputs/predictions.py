@@ -8,7 +8,7 @@ The columns, their units and when they are null stand in `schema.py`.
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -158,6 +158,37 @@ def read_columns(output: str) -> Iterator[dict[str, Any]]:
             yield columns
 
 
+def read_chosen_columns(output: str, file_name: str, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Some columns of a part, in batches of rows: the others are not unpacked, which saves most of the time.
+
+    Raises:
+        OutputError, StorageError: as `read_predictions`.
+    """
+    with _opened_part(join(output, PARTS_FOLDER, file_name), columns) as batches:
+        for batch in batches:
+            yield batch.to_pylist()
+
+
+def read_rows(output: str, record_indices: Collection[int]) -> Iterator[Prediction]:
+    """Some rows, in record order: of parts without any of them only the column that says so is read.
+
+    Args:
+        output: the folder.
+        record_indices: which rows; those that are not there are left out.
+
+    Raises:
+        OutputError, StorageError: as `read_predictions`.
+    """
+    wanted = set(record_indices)
+    for file_name in list_parts(output):
+        if not wanted:
+            return
+        there = {row["record_index"] for rows in read_chosen_columns(output, file_name, ["record_index"]) for row in rows}
+        if there & wanted:
+            yield from (row for row in read_part(output, file_name) if row.record_index in wanted)
+            wanted -= there
+
+
 def count_failures(output: str, file_name: str, records: range) -> int | None:
     """How many rows of a part have an error in place of an answer; None if it cannot be read, or holds other records.
 
@@ -224,13 +255,13 @@ def _read_part(output: str, file_name: str) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _opened_part(url: str) -> Iterator[Iterator[pa.RecordBatch]]:
+def _opened_part(url: str, columns: Sequence[str] | None = None) -> Iterator[Iterator[pa.RecordBatch]]:
     """The rows of a part in batches; whatever is wrong with what it holds is a `DamagedPartError`."""
     with open_binary(url) as file:
         try:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_schema(parquet.schema_arrow, url)
-            yield _read_batches(parquet)
+            yield _read_batches(parquet, columns)
         except (pa.ArrowException, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk or the network, not the content
@@ -239,9 +270,9 @@ def _opened_part(url: str) -> Iterator[Iterator[pa.RecordBatch]]:
             ) from error
 
 
-def _read_batches(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+def _read_batches(parquet: pq.ParquetFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     num_rows = 0
-    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+    for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
         batch.validate(full=True)
         num_rows += batch.num_rows
         yield batch

@@ -57,7 +57,7 @@ NAMES = (*_MAKERS, "bleu4", CIDER)
 
 
 def resolve_names(asked: Iterable[str]) -> tuple[str, ...]:
-    """The metrics of a report, from names of metrics and groups: those that were asked for in their order, then what is always in.
+    """The metrics of a report, from names of metrics and groups: those that were asked for, then what is always there.
 
     Raises:
         ConfigurationError: there is no metric or group of a name.

@@ -39,17 +39,21 @@ class Clusters:
         """Every cluster has one row: rows are independent."""
         return self.num_clusters == len(self.indices)
 
-    def sum_by_group(self, counts: Integers) -> Integers:
+    def sum_by_group(self, counts: Integers, rows: npt.NDArray[np.bool_] | None = None) -> Integers:
         """Sums over the rows of each group.
 
         Args:
-            counts: int64 [num_rows, num_columns]; rows that are left out of a figure are 0.
+            counts: int64 [num_rows, num_columns].
+            rows: bool [num_rows], those that count; None: all.
 
         Returns:
             int64 [num_groups, num_columns], exact.
         """
         sums = np.zeros((self.num_groups, counts.shape[1]), np.int64)
-        np.add.at(sums, self.groups, counts)
+        if rows is None:
+            np.add.at(sums, self.groups, counts)
+        else:
+            np.add.at(sums, self.groups[rows], counts[rows])
         return sums
 
     def count_among(self, rows: npt.NDArray[np.bool_]) -> int:
