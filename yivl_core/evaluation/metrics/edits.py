@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from yivl_core.evaluation.metrics.metric import (
@@ -13,6 +12,7 @@ from yivl_core.evaluation.metrics.metric import (
     Counts,
     Metric,
     RowBatch,
+    counts_of,
     mean_of_billionths,
     ratio_of,
     share_of_rows,
@@ -221,7 +221,7 @@ def without_spaces(normaliser: str) -> str:
 
 
 def _measure_edits(batch: RowBatch, *, normaliser: str) -> Counts:
-    return _counts(
+    return counts_of(
         [
             (1, len(references[0]), 0, 0, 0)
             if len(references) == 1 and answer == references[0]
@@ -241,7 +241,7 @@ def _measure_capped(batch: RowBatch, *, normaliser: str) -> Counts:
     for answer, references in batch.normalised(normaliser):
         reference = closest_reference(answer or "", references)
         rows.append((1, len(reference), min(len(reference), Levenshtein.distance(reference, answer or ""))))
-    return _counts(rows, 3)
+    return counts_of(rows, 3)
 
 
 def _measure_words(batch: RowBatch, *, normaliser: str) -> Counts:
@@ -251,12 +251,12 @@ def _measure_words(batch: RowBatch, *, normaliser: str) -> Counts:
         reference = min((text.split() for text in references), key=lambda right: (_distance_for_length(words, right), right))
         operations = Counter[str]() if words == reference else _operations(reference, words)
         rows.append((1, len(reference), operations["insert"], operations["delete"], operations["replace"]))
-    return _counts(rows, 5)
+    return counts_of(rows, 5)
 
 
 def _measure_hits(batch: RowBatch, *, normaliser: str) -> Counts:
     rows = [(1, int(answer is not None and answer in references)) for answer, references in batch.normalised(normaliser)]
-    return _counts(rows, 2)
+    return counts_of(rows, 2)
 
 
 def _measure_similarity(batch: RowBatch, *, normaliser: str, least: int | None) -> Counts:
@@ -271,14 +271,10 @@ def _measure_similarity(batch: RowBatch, *, normaliser: str, least: int | None) 
             continue
         similarity = max(_similarity(answer, reference) for reference in references)
         rows.append((1, 0 if least is not None and similarity <= least else similarity))
-    return _counts(rows, 2)
+    return counts_of(rows, 2)
 
 
 def _similarity(answer: str, reference: str) -> int:
     """1 - NED in billionths, rounded down: exactly half a billion where half of the longer text is wrong."""
     longer = max(len(answer), len(reference))
     return BILLION if answer == reference else BILLION * (longer - Levenshtein.distance(answer, reference)) // longer
-
-
-def _counts(rows: Sequence[tuple[int, ...]], num_columns: int) -> Counts:
-    return np.array(rows, dtype=np.int64).reshape(len(rows), num_columns)

@@ -99,3 +99,8 @@ def share_of_rows(sums: Sums) -> Floats:
 def mean_of_billionths(sums: Sums) -> Floats:
     """The second column over the first, in billionths: the figure of a `mean`."""
     return share_of_rows(sums) / BILLION
+
+
+def counts_of(rows: Sequence[tuple[int, ...]], num_columns: int) -> Counts:
+    """int64 [num_rows, num_columns] of one tuple a row, also of no rows."""
+    return np.array(rows, dtype=np.int64).reshape(len(rows), num_columns)

@@ -9,7 +9,8 @@
 | `nopunct` | takes out punctuation (categories P*) |
 | `ws1`, `nows` | each run of white space one space and none at the ends; no white space at all |
 
-The steps are done in this order, and a name gives them in it: `nfc+casefold+ws1`.
+The steps are done in this order, and a name gives them in it: `nfc+casefold+ws1`. A text that has gone through a rule stays as
+it is when it goes through it again: after the last step it is composed once more, since what is left may have come together anew.
 """
 
 import unicodedata
@@ -66,15 +67,21 @@ def normalise(text: str) -> str:
 def _normalise(text: str, *, form: str, steps: frozenset[str]) -> str:
     if text.isascii():  # composed already, and case folds as it is lowered: the same in a fifth of the time
         text = text.lower() if "casefold" in steps else text
-    elif "casefold" in steps:
+        return _without(text.translate(_QUOTES) if "quotes" in steps else text, steps)
+    if "quotes" in steps:  # before nfkc as well, which would make a space and an accent of ´, and two single marks of ″
+        text = unicodedata.normalize("NFC", text).translate(_QUOTES)
+    if "casefold" in steps:
         text = unicodedata.normalize("NFD", text).casefold()  # decomposed first, as D145 has it
         if form == "nfkc":
             text = unicodedata.normalize("NFKD", text).casefold()
-        text = unicodedata.normalize(_FORMS[form], text)
-    else:
-        text = unicodedata.normalize(_FORMS[form], text)
+    text = unicodedata.normalize(_FORMS[form], text)
     if "quotes" in steps:
         text = text.translate(_QUOTES)
+    # an accent may stand behind another letter than before, and make one character with it
+    return unicodedata.normalize(_FORMS[form], _without(text, steps))
+
+
+def _without(text: str, steps: frozenset[str]) -> str:
     if "nopunct" in steps:
         text = "".join(character for character in text if not unicodedata.category(character).startswith("P"))
     if "ws1" in steps:

@@ -1,16 +1,16 @@
-import sys
-import unicodedata
 from collections.abc import Iterable
 from functools import reduce
 from operator import add
 
 import jiwer
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from yivl_core.evaluation.metrics.edits import Score, score_answer
-from yivl_core.evaluation.texts.normalisation import normalise
+from yivl_core.evaluation.metrics.edits import EDIT_METRICS, Score, score_answer
+from yivl_core.evaluation.metrics.metric import Metric, RowBatch
+from yivl_core.evaluation.texts.normalisation import MAIN, normalise
 
 texts = st.text(max_size=30) | st.text(alphabet="ab 1é\u0301", max_size=12)
 pairs = st.tuples(st.none() | texts, st.lists(texts, min_size=1, max_size=3))
@@ -134,15 +134,52 @@ def test_closest_reference_counts_whatever_their_order(answer: str, references: 
     assert bool(score.num_exact) == (answer in references)
 
 
+METRICS = [make(MAIN) for make in EDIT_METRICS]
+rows = st.lists(st.tuples(st.none() | texts, st.lists(texts, min_size=1, max_size=3).map(tuple)), min_size=1, max_size=6)
+Rows = list[tuple[str | None, tuple[str, ...]]]
+
+
+def batch_of(rows: Rows) -> RowBatch:
+    return RowBatch([answer for answer, _ in rows], [references for _, references in rows], ["stop"] * len(rows))
+
+
+def figure_of(metric: Metric, rows: Rows) -> float:
+    return float(metric.figure(metric.measure(batch_of(rows)).sum(axis=0)))
+
+
 @settings(deadline=None)
-@given(text=texts)
-def test_normalising_is_idempotent_and_blind_to_the_unicode_form(text: str) -> None:
-    normal = normalise(text)
-    assert normalise(normal) == normal
-    assert unicodedata.is_normalized("NFC", normal)
-    assert normalise(unicodedata.normalize("NFD", text)) == normalise(unicodedata.normalize("NFC", text)) == normal
+@given(rows=rows, data=st.data())
+def test_figures_depend_neither_on_the_order_of_rows_nor_on_that_of_references(rows: Rows, data: st.DataObject) -> None:
+    shuffled = [
+        (answer, tuple(data.draw(st.permutations(references)))) for answer, references in data.draw(st.permutations(rows))
+    ]
+    for metric in METRICS:
+        np.testing.assert_equal(figure_of(metric, shuffled), figure_of(metric, rows))
 
 
-def test_normalising_is_idempotent_on_every_character() -> None:
-    characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    assert [character for character in characters if normalise(normalise(character)) != normalise(character)] == []
+@settings(deadline=None)
+@given(rows=rows, data=st.data())
+def test_sums_of_a_union_are_the_sums_of_its_parts(rows: Rows, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(rows)))
+    for metric in METRICS:
+        parts = [metric.measure(batch_of(part)).sum(axis=0) for part in (rows[:cut], rows[cut:])]
+        np.testing.assert_array_equal(sum(parts), metric.measure(batch_of(rows)).sum(axis=0))
+
+
+@settings(deadline=None)
+@given(rows=rows)
+def test_figures_keep_their_bounds_and_order(rows: Rows) -> None:
+    figures = {metric.name: figure_of(metric, rows) for metric in METRICS}
+    assert 0 <= figures["anls"] <= figures["one_minus_ned"] <= 1
+    assert figures["exact_match"] <= figures["anls"]
+    assert figures["exact_match_as_written"] <= figures["exact_match"]
+    assert not figures["cer_capped"] > min(1, figures["cer"]), "or nan, where the references have no characters"
+
+
+@settings(deadline=None)
+@given(right=st.lists(st.lists(texts, min_size=1, max_size=3).map(tuple), min_size=1, max_size=6), data=st.data())
+def test_right_answers_give_perfect_figures(right: list[tuple[str, ...]], data: st.DataObject) -> None:
+    rows = [(data.draw(st.sampled_from(references)), references) for references in right]
+    for metric in METRICS:
+        figure = figure_of(metric, rows)
+        assert figure == (1 if metric.best == "high" else 0) or (metric.kind == "rate" and np.isnan(figure))
