@@ -1,4 +1,4 @@
-"""The tasks around `evaluate_predictions` and `write_comparison`."""
+"""The task around `evaluate_predictions`."""
 
 from dataclasses import asdict
 
@@ -8,8 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.artifacts import shortened
 from tasks.caching import CORE_TASK
 from tasks.relay import ProgressRelay
-from yivl_core.evaluation.comparison import write_comparison
-from yivl_core.evaluation.configuration import ComparisonConfig, ComparisonSummary, EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.report import evaluate_predictions
 from yivl_core.storage import join, read_bytes
 
@@ -19,18 +18,7 @@ def evaluate(config: EvaluationConfig) -> EvaluationSummary:
     """Evaluate predictions. Not cached: it takes seconds, and the same predictions give the same bytes."""
     summary = evaluate_predictions(config, ProgressRelay("evaluate"))
     report = join(summary.output, "report.md")
-    figures = {name: value for name, value in asdict(summary).items() if name != "output"}
+    figures = {name: value for name, value in asdict(summary).items() if name not in ("output", "gate_reasons")}
     create_table_artifact(key="metrics", table=[figures], description=f"Metrics of {config.predictions}")
     create_markdown_artifact(shortened(read_bytes(report).decode(), report), key="evaluation-report", description=summary.output)
-    return summary
-
-
-@task(name="compare", **CORE_TASK)
-def compare(config: ComparisonConfig) -> ComparisonSummary:
-    """Show two models' answers side by side. Not cached, for the same reasons."""
-    summary = write_comparison(config)
-    figures = [
-        f"- {name.removeprefix('num_').replace('_', ' ')}: {value}" for name, value in asdict(summary).items() if name != "page"
-    ]
-    create_markdown_artifact("\n".join([f"Side by side, with images: `{summary.page}`", "", *figures]), key="comparison")
     return summary

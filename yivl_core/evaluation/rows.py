@@ -1,6 +1,8 @@
 """The rows of a predictions folder as an evaluation reads them: all there, unchanged, and each with its references."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
@@ -58,6 +60,20 @@ class CheckedRows:
                 f"{self._predictions}: the rows were changed after they were written: their digest is {digest}, and "
                 f"{MANIFEST_NAME} says {stated}; restore the parts, or run `yivl infer` again with an empty output folder"
             )
+
+
+@dataclass(slots=True)
+class FailureTally:
+    """How many rows with a reference failed, by what went wrong, and the first of each kind."""
+
+    by_kind: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, prediction: Prediction) -> None:
+        """Take in the next row."""
+        if prediction.has_failed and references_of(prediction):
+            first = {"source": prediction.source, "error": prediction.error}
+            failure = self.by_kind.setdefault(str(prediction.error_kind), {"num_rows": 0, "first": first})
+            failure["num_rows"] += 1
 
 
 def references_of(prediction: Prediction) -> tuple[str, ...]:

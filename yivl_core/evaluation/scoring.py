@@ -16,6 +16,7 @@ import numpy as np
 
 from yivl_core.errors import ChildFailedError, DatasetError, OutputError
 from yivl_core.evaluation.metrics.metric import Counts, Metric, RowBatch
+from yivl_core.evaluation.metrics.names import HYGIENE
 from yivl_core.evaluation.slices import Slice, slice_names, slice_values, to_slice
 from yivl_core.evaluation.texts.extraction import VERBATIM, find_extractor
 from yivl_core.evaluation.texts.normalisation import find_normaliser
@@ -33,7 +34,7 @@ class Measuring:
     """How rows are measured.
 
     Attributes:
-        metrics: of answers as the extractor gives them.
+        metrics: of answers as the extractor gives them; those of `HYGIENE` of answers as they were written.
         verbatim: of answers as they were written.
         normaliser: by which references are looked at for slices.
         extractor: name of it.
@@ -158,7 +159,7 @@ def _measure_part(predictions: str, file_name: str, measuring: Measuring | None 
         texts = [row["response"] for row in found]
         verbatim = RowBatch(texts, references, reasons)
         batch = RowBatch([None if text is None else extract(text) for text in texts], references, reasons)
-        measured = [metric.measure(batch) for metric in measuring.metrics]
+        measured = [metric.measure(verbatim if metric.name in HYGIENE else batch) for metric in measuring.metrics]
         measured += [metric.measure(verbatim) for metric in measuring.verbatim]
         for all_counts, part in zip(counts, measured, strict=True):
             all_counts.append(part)

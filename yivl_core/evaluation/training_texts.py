@@ -1,11 +1,10 @@
 """The texts that a model was trained to answer, so that reading can be told from remembering."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from yivl_core.data.dataset import RECORDS_NAME, is_validated_dataset, read_records
-from yivl_core.data.inputs import InputSource, open_input
+from yivl_core.data.input_source import InputSource
+from yivl_core.data.inputs import open_input
 from yivl_core.digests import digest_json
 from yivl_core.errors import DatasetError
 from yivl_core.evaluation.texts.normalisation import find_normaliser
@@ -24,7 +23,7 @@ class TrainingTexts:
     digest: str
 
 
-def read_training_texts(datasets: Iterable[str], normaliser: str) -> TrainingTexts:
+def read_training_texts(datasets: Sequence[str], normaliser: str) -> TrainingTexts:
     """The answers of all rounds of the records.
 
     Args:
@@ -43,12 +42,8 @@ def read_training_texts(datasets: Iterable[str], normaliser: str) -> TrainingTex
 
 
 def _answers(dataset: str) -> Iterator[str]:
-    if is_validated_dataset(dataset):
-        records = (validated.record for validated in read_records(Path(dataset) / RECORDS_NAME))
-    else:
-        rows = open_input(InputSource(dataset=dataset))
-        records = (row.record for row in rows if row.record is not None)
-    for record in records:
-        yield from (response for _, response in record.history)
-        if record.response is not None:
-            yield record.response
+    for row in open_input(InputSource(dataset=dataset)).rows():
+        if row.record is not None:
+            yield from (response for _, response in row.record.history)
+            if row.record.response is not None:
+                yield row.record.response

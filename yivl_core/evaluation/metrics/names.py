@@ -11,6 +11,7 @@ CER, exact match and the counts of bad answers stand in every report.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from yivl_core.errors import ConfigurationError
 from yivl_core.evaluation.metrics.cider import cider_d
@@ -24,6 +25,12 @@ from yivl_core.evaluation.metrics.ocrbench import ocrbench, ocrbench_hme
 from yivl_core.evaluation.metrics.rouge import rouge_l
 from yivl_core.evaluation.metrics.translation import bleu4, chrf
 from yivl_core.evaluation.metrics.vqa import vqa_accuracy
+from yivl_core.evaluation.texts.normalisation import MAIN
+
+
+def _without_normaliser(make: Callable[[], Metric], _: str) -> Metric:
+    return make()
+
 
 CIDER = "cider_d"
 ALWAYS = ("cer", "exact_match")
@@ -39,19 +46,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "caption": ("bleu4", "chrf", "rouge_l", CIDER),
 }  # fmt: skip
 
+_COMPARING = (*EDIT_METRICS, relaxed_accuracy, field_accuracy, field_f1)
+_OTHERS = (decimal_exact, vqa_accuracy, unparsable, rouge_l, ocrbench, ocrbench_hme, *HYGIENE_METRICS)
 _MAKERS: Mapping[str, Callable[[str], Metric]] = {
-    **EDIT_METRICS,
-    "relaxed_accuracy": relaxed_accuracy,
-    "decimal_exact": lambda _: decimal_exact(),
-    "vqa_accuracy": lambda _: vqa_accuracy(),
-    "field_accuracy": field_accuracy,
-    "field_f1": field_f1,
-    "unparsable": lambda _: unparsable(),
-    "chrf": lambda _: chrf(),
-    "rouge_l": lambda _: rouge_l(),
-    "ocrbench": lambda _: ocrbench(),
-    "ocrbench_hme": lambda _: ocrbench_hme(),
-    **{name: lambda _, make=make: make() for name, make in HYGIENE_METRICS.items()},
+    **{make(MAIN).name: make for make in _COMPARING},
+    **{make().name: partial(_without_normaliser, make) for make in _OTHERS},
+    "chrf": partial(_without_normaliser, chrf),  # not called for its name, which would load sacreBLEU
 }
 NAMES = (*_MAKERS, "bleu4", CIDER)
 
