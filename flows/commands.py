@@ -93,21 +93,39 @@ def _describe_inference(summary: InferenceSummary) -> str:
 
 
 def _describe_evaluation(summary: EvaluationSummary) -> str:
-    return f"{_figures(summary)}\nreport {summary.output}/report.md"
+    change = f"\n{_difference(summary)}" if summary.verdict else ""
+    gate = f"\ngate   {summary.gate}" if summary.gate else ""
+    reasons = "".join(f"\n       {reason}" for reason in summary.gate_reasons)
+    return f"{_figures(summary)}{change}{gate}{reasons}\nreport {summary.output}/report.html"
 
 
 def _figures(summary: EvaluationSummary) -> str:
+    interval = "" if summary.low is None else f" (95 % interval {summary.low:.4f} to {summary.high:.4f})"
+    main = "not defined" if summary.value is None else f"{summary.value:.4f}{interval}"
+    cer = "" if summary.primary == "cer" or summary.cer is None else f", CER {summary.cer:.4f}"
     return (
-        f"CER {summary.cer:.4f}, exact match {summary.exact_match:.1%} over {summary.num_samples} records "
+        f"{_title(summary.primary)} {main}{cer}, exact match {summary.exact_match:.1%} over {summary.num_samples} records "
         f"({summary.num_failed} failed, {summary.num_empty} empty, {summary.num_cut} cut)"
     )
+
+
+def _difference(summary: EvaluationSummary) -> str:
+    difference = "" if summary.difference is None else f", {_title(summary.primary)} {summary.difference:+.4f}"
+    return f"{summary.verdict} beside the baseline{difference}"
+
+
+def _title(metric: str) -> str:
+    return "CER" if metric == "cer" else metric
 
 
 def _change(before: EvaluationSummary, after: EvaluationSummary) -> str:
     """What was gained or lost; both answered the same records."""
     was, now = (round(summary.exact_match * summary.num_samples) for summary in (before, after))
     number = f"{abs(now - was) or 'no'} {'fewer' if now < was else 'more'} of {after.num_samples} records"
-    return f"{number} exact ({was} -> {now}), CER {before.cer:.4f} -> {after.cer:.4f}"
+    verdict = f"; {after.verdict}" if after.verdict else ""
+    if before.value is None or after.value is None:
+        return f"{number} exact ({was} -> {now}){verdict}"
+    return f"{number} exact ({was} -> {now}), {_title(after.primary)} {before.value:.4f} -> {after.value:.4f}{verdict}"
 
 
 def _describe_benchmark_export(summary: VLMEvalKitSummary) -> str:
@@ -129,10 +147,9 @@ def _describe_retrain(summary: RetrainSummary) -> str:
     if summary.base_evaluation:
         base = f"base    {_figures(summary.base_evaluation)}\n"
         change = f"change  {_change(summary.base_evaluation, summary.evaluation)}\n"
-    comparison = f"compare {summary.comparison}\n" if summary.comparison else ""
     return (
         f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}\n"
-        f"model   {summary.model}\nreport  {summary.evaluation.output}/report.md\n{comparison}"
+        f"model   {summary.model}\nreport  {summary.evaluation.output}/report.html\n"
         f"summary {summary.output}/summary.json"
     )
 
@@ -224,7 +241,7 @@ COMMANDS = {
         flow="flows.evaluate:evaluate",
         config=EvaluationConfig,
         describe=_describe_evaluation,
-        example="yivl evaluate --predictions predictions/val --output reports/val",
+        example="yivl evaluate --predictions predictions/new --baseline predictions/old --gate gate.yaml --output reports/new",
     ),
     "retrain": Command(
         help="validate, train, merge, infer and evaluate in one go; what was done before is not done again",

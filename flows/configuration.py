@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from yivl_core.data.configuration import ValidationSettings, ValidationSummary
-from yivl_core.evaluation.configuration import EvaluationSummary
+from yivl_core.evaluation.configuration import EvaluationSummary, ScoringSettings
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.inference.configuration import DecodingSettings, InferenceConfig
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
@@ -95,8 +95,9 @@ class RetrainConfig(Deadline):
         default=None, ge=1, description="most validation records answered at a time; default: what the device is good for"
     )
     shard_size: int = Field(default=1000, ge=1, description="validation records in one part file")
+    scoring: ScoringSettings = Field(default=ScoringSettings(), description="how the answers are compared with their references")
     evaluate_base: bool = Field(
-        default=True, description="also evaluate the base model, so that the report shows what the training changed"
+        default=True, description="also let the base model answer, so that the report shows what the training changed"
     )
 
     @model_validator(mode="after")
@@ -124,9 +125,8 @@ class RetrainSummary:
         training: of the adapter, or of the weights.
         model: the checkpoint folder: base and adapter merged, or the tuned one.
         predictions: that model's answers.
-        evaluation: of those.
+        evaluation: of those, beside the base model's if that was asked for.
         base_evaluation: of the base model's answers to the same records; None if it was not asked for.
-        comparison: the HTML page in the folder of this run that shows both side by side; None without the base model's answers.
     """
 
     output: str
@@ -136,4 +136,3 @@ class RetrainSummary:
     predictions: str
     evaluation: EvaluationSummary
     base_evaluation: EvaluationSummary | None
-    comparison: str | None

@@ -8,8 +8,7 @@ OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (writ
        models/KEY         merged checkpoints  |  KEY from content, settings and code: what is
        predictions/KEY    answers             |  there and unharmed is not made again
        reports/KEY        evaluation reports /
-       runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used;
-                          comparison.html: the answers of base and trained model side by side, with images
+       runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used
 ```
 """
 
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect import runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -28,14 +27,14 @@ from flows.checked_flow import flow
 from flows.configuration import RetrainConfig, RetrainSummary
 from flows.validate import validate_to_go_on
 from tasks.caching import content_key
-from tasks.evaluation import compare, evaluate
+from tasks.evaluation import evaluate
 from tasks.inference import infer_once, inference_key
 from tasks.merging import merge, merge_key
 from tasks.training import train, training_key
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig, ValidationSummary
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
-from yivl_core.evaluation.configuration import ComparisonConfig, EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.locks import move_aside
@@ -61,21 +60,20 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
     records = val_validation.output if val_validation else training.val_dataset
     data = digest_json([validation.digest, val_validation.digest if val_validation else None])
     predictions = _infer(config, model, records, data)
-    evaluation = _evaluate(config, predictions)
-    output, base_evaluation, comparison = _run_folder(config), None, None
-    if config.evaluate_base:
-        base_predictions = _infer(config, config.model, records, data)
-        base_evaluation = _evaluate(config, base_predictions)
-        comparison = _compare(predictions, base_predictions, records, output)
+    # Held-out records of the dataset itself were not trained on, though they stand in it.
+    texts = config.scoring.training_texts or ((validation.output,) if val_validation else ())
+    places = {"dataset": records, "training_texts": texts}
+    base_predictions = _infer(config, config.model, records, data) if config.evaluate_base else None
+    base_evaluation = _evaluate(config, base_predictions, None, places) if base_predictions else None
+    evaluation = _evaluate(config, predictions, base_predictions, places)
     summary = RetrainSummary(
-        output=output,
+        output=_run_folder(config),
         validation=validation,
         training=training,
         model=model,
         predictions=predictions.output,
         evaluation=evaluation,
         base_evaluation=base_evaluation,
-        comparison=comparison,
     )
     _publish(config, summary)
     return summary
@@ -157,18 +155,29 @@ def _infer(config: RetrainConfig, model: str, records: str, data: str) -> Infere
     return _run(lambda: infer_once(settings.model_copy(update={"output": output}), data, config.deadline_s), output)
 
 
-def _evaluate(config: RetrainConfig, predictions: InferenceSummary) -> EvaluationSummary:
+def _evaluate(
+    config: RetrainConfig,
+    predictions: InferenceSummary,
+    baseline: InferenceSummary | None,
+    places: dict[str, Any],
+) -> EvaluationSummary:
+    """The report of a model's answers, beside the baseline's if there is one."""
+    settings = narrow(
+        config.scoring,
+        EvaluationConfig,
+        predictions=predictions.output,
+        baseline=baseline.output if baseline else None,
+        output=config.output,  # until its key is known
+        **places,
+    )
     # Two models may give equal answers; their reports differ all the same, in what they say of their origin.
-    key = content_key(predictions=predictions.content_digest, place=predictions.output.removeprefix(config.output))
+    key = content_key(
+        contents=[predictions.content_digest, baseline.content_digest if baseline else None],
+        place=predictions.output.removeprefix(config.output),
+        scoring=config.scoring.model_dump(mode="json"),
+    )
     output = _folder(config, "reports", key)
-    return _run(lambda: evaluate(EvaluationConfig(predictions=predictions.output, output=output)), output)
-
-
-def _compare(predictions: InferenceSummary, baseline: InferenceSummary, records: str, output: str) -> str:
-    """The page in the folder of this run. It takes seconds, so each run has its own."""
-    return compare(
-        ComparisonConfig(predictions=predictions.output, baseline=baseline.output, dataset=records, output=output)
-    ).page
+    return _run(lambda: evaluate(settings.model_copy(update={"output": output})), output)
 
 
 def _run_folder(config: RetrainConfig) -> str:
@@ -191,8 +200,7 @@ def _publish(config: RetrainConfig, summary: RetrainSummary) -> None:
 def _links(summary: RetrainSummary) -> str:
     places = {
         "Summary": join(summary.output, "summary.json"),
-        **({"Side by side": summary.comparison} if summary.comparison else {}),
-        "Report": join(summary.evaluation.output, "report.md"),
+        "Report": join(summary.evaluation.output, "report.html"),
         "Model": summary.model,
         "Training": summary.training.output,
         "Predictions": summary.predictions,

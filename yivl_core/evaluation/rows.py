@@ -6,7 +6,7 @@ from typing import Any
 
 from yivl_core.errors import OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
-from yivl_core.outputs.predictions import ContentDigest, Prediction, read_predictions
+from yivl_core.outputs.predictions import ContentDigest, Prediction, read_columns, to_prediction
 from yivl_core.outputs.shards import PLAN_NAME, read_plan, require_complete
 from yivl_core.storage import exists, join
 
@@ -36,10 +36,10 @@ class CheckedRows:
         self._digest = ContentDigest()
 
     def __iter__(self) -> Iterator[Prediction]:
-        for prediction in read_predictions(self._predictions):
+        for columns in read_columns(self._predictions):
             self.num_rows += 1
-            self._digest.update(prediction)
-            yield prediction
+            self._digest.update_columns(columns)
+            yield to_prediction(columns)
         self._check()
 
     @property
