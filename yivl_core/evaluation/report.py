@@ -23,6 +23,7 @@ from yivl_core.evaluation.samples import Baseline, choose_rows, samples_json
 from yivl_core.evaluation.scoring import ScoredRows, score_rows
 from yivl_core.evaluation.statistics.bootstrap import Bootstrap
 from yivl_core.evaluation.statistics.clusters import group_clusters
+from yivl_core.outputs.predictions import to_prediction
 from yivl_core.progress import OnProgress, Progress, ignore_progress
 from yivl_core.storage import join
 
@@ -103,10 +104,10 @@ class _Evaluation:
         }
 
     def _read(self) -> None:
-        for prediction in self._checked:
-            self._failures.add(prediction)
+        for columns in self._checked.columns():
+            self._failures.add(columns)
             if self._config.baseline is not None:
-                self._identities.add(prediction)
+                self._identities.add(to_prediction(columns))
             self._tell(self._checked)
 
     def _read_baseline(self, there: CheckedRows) -> None:

@@ -4,8 +4,10 @@ Chance is the order of the SHA-256 of sample ids: the same choice everywhere, an
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,13 +69,13 @@ def choose_rows(rows: ScoredRows, primary: Metric, groups: Mapping[int, Group], 
         groups: what became of matched rows, by place; empty without a baseline.
         max_samples: most rows to show.
     """
-    random = sorted(range(len(rows)), key=lambda place: hashlib.sha256(rows.sample_ids[place].encode()).digest())
-    lists: dict[str, list[int]] = {
-        WORST: _worst(rows, primary),
-        RANDOM: random,
-        FAILED: [place for place in random if rows.has_failed[place]],
-        **{group.value: [place for place in random if groups.get(place) is group] for group in _CHANGED},
+    kept: dict[str, Iterable[int]] = {
+        RANDOM: range(len(rows)),
+        FAILED: np.flatnonzero(rows.has_failed).tolist(),
+        **{group.value: [place for place in groups if groups[place] is group] for group in _CHANGED},
     }
+    lists = {WORST: _worst(rows, primary)[:max_samples]}
+    lists |= {reason: heapq.nsmallest(max_samples, places, key=partial(_chance, rows)) for reason, places in kept.items()}
     share = max_samples // sum(1 for places in lists.values() if places) if max_samples else 0
     is_all = len(rows) <= max_samples
     reasons: dict[int, list[str]] = {place: [] for place in range(len(rows))} if is_all else {}
@@ -110,6 +112,10 @@ def samples_json(
         sample["baseline"] = None if earlier is None else _describe_answer(earlier, extract)
         found.append(sample)
     return found
+
+
+def _chance(rows: ScoredRows, place: int) -> bytes:
+    return hashlib.sha256(rows.sample_ids[place].encode()).digest()
 
 
 def _worst(rows: ScoredRows, primary: Metric) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypedDict
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from yivl_core.data.reading import InputRow
@@ -172,7 +173,7 @@ def read_chosen_columns(output: str, file_name: str, columns: Sequence[str]) -> 
 
 
 def read_rows(output: str, record_indices: Collection[int]) -> Iterator[Prediction]:
-    """Some rows, in record order: of parts without any of them only the column that says so is read.
+    """Some rows, in record order; the others are unpacked, but no objects are made of them.
 
     Args:
         output: the folder.
@@ -181,14 +182,12 @@ def read_rows(output: str, record_indices: Collection[int]) -> Iterator[Predicti
     Raises:
         OutputError, StorageError: as `read_predictions`.
     """
-    wanted = set(record_indices)
+    wanted = pa.array(sorted(record_indices), pa.int64())
     for file_name in list_parts(output):
-        if not wanted:
-            return
-        there = {row["record_index"] for rows in read_chosen_columns(output, file_name, ["record_index"]) for row in rows}
-        if there & wanted:
-            yield from (row for row in read_part(output, file_name) if row.record_index in wanted)
-            wanted -= there
+        with _opened_part(join(output, PARTS_FOLDER, file_name)) as batches:
+            found = [batch.filter(pc.is_in(batch.column("record_index"), wanted)) for batch in batches]
+        for batch in found:
+            yield from map(to_prediction, batch.to_pylist())
 
 
 def count_failures(output: str, file_name: str, records: range) -> int | None:
