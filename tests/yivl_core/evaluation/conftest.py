@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.metrics.document_frequencies import DocumentFrequencies
+from yivl_core.evaluation.metrics.metric import RowBatch
 from yivl_core.evaluation.metrics.names import ALWAYS, make_metrics, resolve_names
 from yivl_core.evaluation.report import evaluate_predictions
 from yivl_core.evaluation.scoring import Measuring, ScoredRows, score_rows
@@ -100,3 +102,32 @@ def score(write_rows: Callable[..., str]) -> Callable[..., ScoredRows]:
         return score_rows(predictions, Measuring(metrics=metrics, verbatim=(), normaliser=MAIN, **measuring), lambda: None)
 
     return score
+
+
+@pytest.fixture(scope="session")
+def measure() -> Callable[..., ScoredRows]:
+    """Measures rows of (answer, references, cluster) without a folder; they are called id-0, id-1 ... unless ids are given."""
+
+    def measure(
+        rows: Sequence[tuple[str | None, tuple[str, ...], str | None]], *names: str, sample_ids: Sequence[str] | None = None
+    ) -> ScoredRows:
+        answers = [answer for answer, _, _ in rows]
+        reasons = ["error" if answer is None else "stop" for answer in answers]
+        references = [right for _, right, _ in rows]
+        frequencies = DocumentFrequencies()
+        frequencies.add(references)
+        metrics = make_metrics(
+            resolve_names(names or ALWAYS), normaliser=MAIN, bleu_tokenizer="13a", document_frequencies=frequencies
+        )
+        return ScoredRows(
+            metrics=metrics,
+            counts=tuple(metric.measure(RowBatch(answers, references, reasons)) for metric in metrics),
+            sample_ids=list(sample_ids or (f"id-{number}" for number in range(len(rows)))),
+            cluster_ids=[cluster for _, _, cluster in rows],
+            record_indices=np.arange(len(rows)),
+            has_failed=np.array([answer is None for answer in answers], dtype=np.bool_),
+            slices=(),
+            num_without_reference=0,
+        )
+
+    return measure
