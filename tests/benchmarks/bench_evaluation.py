@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_evaluation.py
 
 The references are the receipt lines of the test data (YIVL_TEST_DATA), over and over, in clusters of twenty; a fifth of the
-answers is damaged in one to three characters, by a seeded generator. Reports are made by `evaluate_predictions` in a process of its
-own, whose start counts, with the metrics of reading, slices, intervals, samples, and all three files. jiwer gives CER and WER of
-the same pairs, with neither intervals nor anything else.
+answers is damaged in one to three characters, by a seeded generator. Reports are made by `evaluate_predictions` in a process of
+its own, whose start counts, with the metrics of reading, slices, intervals, samples, and all three files. jiwer gives CER and WER
+of the same pairs, with neither intervals nor anything else.
 """
 
 import argparse

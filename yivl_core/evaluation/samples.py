@@ -8,9 +8,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-=======
 from itertools import zip_longest
->>>>>>> 13a3b7785cbda60522bba9bde8e57360d664bd68
 from typing import Any
 
 import numpy as np
@@ -83,7 +81,6 @@ def choose_rows(rows: ScoredRows, primary: Metric, groups: Mapping[int, Group], 
         FAILED: np.flatnonzero(rows.has_failed).tolist(),
         **{group.value: [place for place in groups if groups[place] is group] for group in _CHANGED},
     }
-<<<<<<< HEAD
     lists = {WORST: _worst(rows, primary)[:max_samples]}
     lists |= {reason: heapq.nsmallest(max_samples, places, key=partial(_chance, rows)) for reason, places in kept.items()}
     is_all = len(rows) <= max_samples
