@@ -11,7 +11,8 @@ from markdown_it import MarkdownIt
 from yivl_core.evaluation.markdown import render_markdown
 from yivl_core.outputs.manifest import write_manifest
 
-Write, Evaluate = Callable[..., str], Callable[..., Any]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 ROWS: list[tuple[Any, ...]] = [
     ("TOTAL 12.30", "total 12.30"),

@@ -26,7 +26,9 @@ from yivl_core.outputs.shards import plan_shards, publish_shard
 from yivl_core.progress import Progress
 from yivl_core.storage import list_files, publish_bytes, read_bytes
 
-Make, Write, Evaluate = Callable[..., Prediction], Callable[..., str], Callable[..., Any]
+Make = Callable[..., Prediction]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 FILES = ["report.html", "report.json", "report.md"]
 ROWS: list[tuple[Any, ...]] = [
