@@ -272,7 +272,7 @@ def test_an_earlier_report_is_replaced(write_rows: Write, evaluate: Evaluate) ->
     assert evaluate(write_rows([("a", "b")])).report["format"] == "yivl evaluation report"
     summary, report, page = evaluate(write_rows([("a", "a")], name="better"))
     assert summary.cer == report["figures"]["cer"]["value"] == 0
-    assert "By CER no answer is wrong." in page
+    assert "By CER no answered row is wrong." in page
     assert list_files(summary.output) == FILES
 
 
