@@ -164,7 +164,12 @@ def _worst(report: dict[str, Any]) -> list[str]:
     ranked = [sample for sample in report["samples"] if sample["worst_rank"] is not None]
     worst = sorted(ranked, key=lambda sample: int(sample["worst_rank"]))[:_NUM_WORST]
     if not worst:
-        return ["## Worst answers", "", f"By {metric['title']} no answer is wrong."]
+        why = (
+            f"By {metric['title']} no answered row is wrong."
+            if metric["n"]
+            else f"{metric['title']} is defined for none of the rows."
+        )
+        return ["## Worst answers", "", why]
     has_baseline = report["comparison"] is not None
     rows = [
         [

@@ -14,7 +14,9 @@ from yivl_core.evaluation.scoring import ScoredRows
 from yivl_core.outputs.manifest import write_manifest
 from yivl_core.outputs.predictions import PredictionImage
 
-Measure, Write, Evaluate = Callable[..., ScoredRows], Callable[..., str], Callable[..., Any]
+Measure = Callable[..., ScoredRows]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 Row = tuple[str | None, tuple[str, ...], str | None]
 
 texts = st.sampled_from(["", "a dog runs in the park", "A dog.", "12.50", "12.5", '{"total": "1"}', "狗", " x"])

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from yivl_core.evaluation.configuration import EvaluationConfig, ScoringSettings
 
-Write, Evaluate = Callable[..., str], Callable[..., Any]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 ROWS: list[tuple[Any, ...]] = [
     ("The text is: a-b", "a b", {"meta": '{"shop": "x"}'}),
@@ -83,7 +84,12 @@ def test_the_report_is_where_it_was_asked_for(write_rows: Write, evaluate: Evalu
 
 def test_the_gate_is_read_first_and_told(write_rows: Write, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("yivl_core.evaluation.report.read_gate", lambda url, config: asked.append((url, config)) or "the gate")
+
+    def read(url: str, config: EvaluationConfig) -> str:
+        asked.append((url, config))
+        return "the gate"
+
+    monkeypatch.setattr("yivl_core.evaluation.report.read_gate", read)
     told = {"result": "regression", "reasons": ["cer rose"]}
     monkeypatch.setattr("yivl_core.evaluation.report.apply_gate", lambda gate, report: told | {"gate": gate})
     summary, report, page = evaluate(write_rows(ROWS), gate="gate.yaml")

@@ -11,7 +11,8 @@ from markdown_it import MarkdownIt
 from yivl_core.evaluation.markdown import render_markdown
 from yivl_core.outputs.manifest import write_manifest
 
-Write, Evaluate = Callable[..., str], Callable[..., Any]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 ROWS: list[tuple[Any, ...]] = [
     ("TOTAL 12.30", "total 12.30"),
@@ -111,11 +112,17 @@ def test_ten_worst_and_five_right_answers_are_shown(write_rows: Write, evaluate:
 
 def test_nothing_wrong_and_nothing_right_are_told(write_rows: Write, evaluate: Evaluate) -> None:
     page = evaluate(write_rows([("b", None, {"references": ("a", "b")})])).markdown
-    assert lines_after(page, "## Worst answers") == ["By CER no answer is wrong."]
+    assert lines_after(page, "## Worst answers") == ["By CER no answered row is wrong."]
     assert "| a *or* b | b | rows.jsonl:1 |" in page
     page = evaluate(write_rows([("a" * 30, "a", {"finish_reason": "length"})])).markdown
     assert lines_after(page, "## Right answers") == ["None of the answers shown equals a reference."]
     assert f"| 2900.00 % | a | {'a' * 30} | rows.jsonl:1 | cut, looping, wrong |" in page
+
+
+def test_a_main_metric_without_rows_is_told(write_rows: Write, evaluate: Evaluate) -> None:
+    page = evaluate(write_rows([("a", "b")]), metrics=("fields",)).markdown
+    assert "| **field accuracy** | - | - | none, no rows | 0 | - | 0 | high |" in page
+    assert lines_after(page, "## Worst answers") == ["field accuracy is defined for none of the rows."]
 
 
 def test_no_answer_is_shown_where_none_was_asked_for(write_rows: Write, evaluate: Evaluate) -> None:

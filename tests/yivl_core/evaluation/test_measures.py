@@ -11,7 +11,8 @@ from yivl_core.errors import DatasetError
 from yivl_core.evaluation.configuration import EvaluationConfig
 from yivl_core.evaluation.measures import prepare_measures, primary_of
 
-Write, Evaluate = Callable[..., str], Callable[..., Any]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 CAPTIONS: list[tuple[Any, ...]] = [
     ("a dog runs", "a brown dog runs in a park", {"references": ("a dog is running",)}),

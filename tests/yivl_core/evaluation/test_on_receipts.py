@@ -106,7 +106,7 @@ def test_figures_are_those_of_other_tools(lines: pd.DataFrame, report: dict[str,
         written, answered = lines[answers].fillna(""), plain(lines[answers])
         expected = {
             "cer": character_error_rate(right, answered),
-            "cer_as_written": character_error_rate(texts, written),
+            "cer_as_written": character_error_rate(list(texts), list(written)),
             "cer_without_spaces": character_error_rate(right.str.replace(" ", ""), answered.str.replace(" ", "")),
             "wer": float(jiwer.wer(list(right), list(answered))),
             "bleu4": BLEU().corpus_score(list(written), [list(texts)]).score,

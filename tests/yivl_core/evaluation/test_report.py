@@ -26,7 +26,9 @@ from yivl_core.outputs.shards import plan_shards, publish_shard
 from yivl_core.progress import Progress
 from yivl_core.storage import list_files, publish_bytes, read_bytes
 
-Make, Write, Evaluate = Callable[..., Prediction], Callable[..., str], Callable[..., Any]
+Make = Callable[..., Prediction]
+Write = Callable[..., str]
+Evaluate = Callable[..., Any]
 
 FILES = ["report.html", "report.json", "report.md"]
 ROWS: list[tuple[Any, ...]] = [
@@ -270,7 +272,7 @@ def test_an_earlier_report_is_replaced(write_rows: Write, evaluate: Evaluate) ->
     assert evaluate(write_rows([("a", "b")])).report["format"] == "yivl evaluation report"
     summary, report, page = evaluate(write_rows([("a", "a")], name="better"))
     assert summary.cer == report["figures"]["cer"]["value"] == 0
-    assert "By CER no answer is wrong." in page
+    assert "By CER no answered row is wrong." in page
     assert list_files(summary.output) == FILES
 
 

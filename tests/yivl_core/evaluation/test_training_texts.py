@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from yivl_core.data.validation import validate_dataset
 from yivl_core.errors import DatasetError, YivlError
 from yivl_core.evaluation.training_texts import read_training_texts
 
-RECORDS = [
+RECORDS: list[dict[str, Any]] = [
     {"query": "q", "response": "TOTAL"},
     {"query": "q", "response": " total "},
     {"query": "q", "response": "Cash", "history": [["q", "Date"], ["q", "Time"]]},
@@ -16,7 +17,7 @@ RECORDS = [
 ]
 
 
-def write(path: Path, records: list[dict[str, object]]) -> str:
+def write(path: Path, records: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
