@@ -250,7 +250,11 @@ GATE = {"result": "regression", "reasons": ["CER rose by 3 points"], "checks": [
         (without("histogram", value=[]), ["by slice"], ["Rows by their own"]),
         (without("failures", value={}), ["Bad answers"], ["Failed rows"]),
         (without("predictions", "manifest"), ["Predictions: no manifest", "their model is unknown"], []),
-        (without("gate", value=GATE), ["✗ Gate: regression", "CER rose by 3 points", "✗ CER at most 5 %"], ["Gate passed"]),
+        (
+            without("gate", value=GATE),
+            ["✗ Gate: regression", "CER rose by 3 points", "1 check, 1 of them not passed", "✗ CER at most 5 %"],
+            ["Gate passed"],
+        ),
         (without("gate", value=GATE | {"result": "passed", "reasons": []}), ["✓ Gate passed"], ["regression"]),
         (without("gate", value=GATE | {"result": "incomplete", "checks": []}), ["⚠ Gate: incomplete"], ["1 check"]),
         (without("num_samples_left_out", value=7), ["8 of 8 rows are shown: the worst"], ["All rows with a reference"]),

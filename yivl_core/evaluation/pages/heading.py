@@ -46,7 +46,9 @@ def _gate(gate: dict[str, Any] | None) -> str:
         return ""
     looks, words = _RESULTS.get(gate["result"], ("warn", f"Gate: {render_text(str(gate['result']))}"))
     checks = [f"{'✓' if check['passed'] else '✗'} {_sentence(check['text'])}" for check in gate["checks"]]
-    told = f"<details><summary>{num(len(checks), 'check')}</summary>{_list(checks)}</details>" if checks else ""
+    num_failed = sum(not check["passed"] for check in gate["checks"])
+    summary = f"{num(len(checks), 'check')}, {num_failed:,} of them not passed" if num_failed else num(len(checks), "check")
+    told = f"<details><summary>{summary}</summary>{_list(checks)}</details>" if checks else ""
     return _banner(looks, words, _list([_sentence(reason) for reason in gate["reasons"]]) + told)
 
 

@@ -64,7 +64,7 @@ _FIGURES = """\
 .counts .meaning, .counts .muted { color: inherit; }
 table { width: 100%; border-collapse: separate; border-spacing: 0; background: var(--card); border: 1px solid var(--line); }
 th, td { padding: 7px 12px; border-top: 1px solid var(--line); text-align: right; vertical-align: baseline; }
-th:first-child, .texts td, .origin td { text-align: left; }
+th:first-child, .texts td, .texts th, .origin td { text-align: left; }
 tbody th { font-weight: 400; }
 thead th { border-top: 0; color: var(--muted); font-size: 0.82rem; font-weight: 600; vertical-align: bottom; }
 tr:first-child > * { border-top: 0; }
@@ -156,6 +156,7 @@ _CARDS = """\
 .card dt { color: var(--muted); font-size: 0.84rem; }
 .card dd { white-space: pre-wrap; }
 .long { max-height: 14em; overflow-y: auto; }
+.card dd.muted { font-family: inherit; font-size: 0.92rem; }
 .raw { margin-top: 4px; font-size: 0.85rem; }
 .own { float: right; font-variant-numeric: tabular-nums; }
 .right { background: var(--good-soft); color: var(--good); }
