@@ -25,13 +25,13 @@ class Piece:
     kind: Literal["same", "other", "missing"]
 
 
-def find_differences(answer: str, reference: str) -> list[Piece]:
+def find_differences(answer: str, reference: str, max_characters: int = MAX_CHARACTERS) -> list[Piece]:
     """The answer from its beginning to its end, with what it lacks in between: fewest edits.
 
-    As in `metrics.normalise`, case and the kind and length of white space make no difference, and none counts at the ends.
-    Of each text the first `MAX_CHARACTERS` are looked at.
+    Case and the kind and length of white space make no difference, and none counts at the ends.
+    Of each text the first `max_characters` are looked at.
     """
-    answer_units, reference_units = _units(answer), _units(reference)
+    answer_units, reference_units = _units(answer[:max_characters]), _units(reference[:max_characters])
     pieces: list[Piece] = []
     for step in Levenshtein.opcodes(_keys(reference_units), _keys(answer_units)):
         if step.tag == "delete":
@@ -39,14 +39,14 @@ def find_differences(answer: str, reference: str) -> list[Piece]:
         else:
             text = "".join(answer_units[step.dest_start : step.dest_end])
             pieces.append(Piece(text=text, kind="same" if step.tag == "equal" else "other"))
-    is_cut = max(len(answer), len(reference)) > MAX_CHARACTERS
+    is_cut = max(len(answer), len(reference)) > max_characters
     if is_cut and pieces and pieces[-1].kind == "missing":
         pieces.pop()  # the answer goes on where it is cut
     return pieces
 
 
 def _units(text: str) -> list[str]:
-    return _UNIT.findall(unicodedata.normalize("NFC", text[:MAX_CHARACTERS]).strip())
+    return _UNIT.findall(unicodedata.normalize("NFC", text).strip())
 
 
 def _keys(units: list[str]) -> list[str]:
