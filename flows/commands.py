@@ -11,10 +11,12 @@ from flows.options import Spelling
 from yivl_core.data.cache.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.evaluation.benchmarks.configuration import VLMEvalKitConfig, VLMEvalKitSummary
-from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary, GateResult
 from yivl_core.export.configuration import MergeSummary
 from yivl_core.inference.configuration import InferenceSummary
 from yivl_core.training.configuration import TrainingSummary
+
+GATE_EXIT_CODES: Mapping[GateResult, int] = {"passed": 0, "regression": 1, "not comparable": 3, "incomplete": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,13 @@ def _describe_evaluation(summary: EvaluationSummary) -> str:
     gate = f"\ngate   {summary.gate}" if summary.gate else ""
     reasons = "".join(f"\n       {reason}" for reason in summary.gate_reasons)
     return f"{_figures(summary)}{change}{gate}{reasons}\nreport {summary.output}/report.html"
+
+
+def _evaluation_exit_code(summary: EvaluationSummary) -> int:
+    """Only a gate decides whether figures are good enough; without one, models that do not compare are the one thing amiss."""
+    if summary.gate is not None:
+        return GATE_EXIT_CODES[summary.gate]
+    return GATE_EXIT_CODES["not comparable"] if summary.verdict == "not comparable" else 0
 
 
 def _figures(summary: EvaluationSummary) -> str:
@@ -242,6 +251,7 @@ COMMANDS = {
         config=EvaluationConfig,
         describe=_describe_evaluation,
         example="yivl evaluate --predictions predictions/new --baseline predictions/old --gate gate.yaml --output reports/new",
+        exit_code=_evaluation_exit_code,
     ),
     "retrain": Command(
         help="validate, train, merge, infer and evaluate in one go; what was done before is not done again",

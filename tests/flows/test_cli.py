@@ -138,6 +138,30 @@ def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(arguments, how, monkeypatch,
     assert f"what had been published in o is kept, run the same command {how} to go on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"gate": "passed", "verdict": "worse"}, 0),
+        ({"gate": "regression", "gate_reasons": ("cer 0.2 is above the most that is allowed, 0.1",)}, 1),
+        ({"gate": "not comparable", "verdict": "not comparable"}, 3),
+        ({"gate": "incomplete", "verdict": "better"}, 4),
+        ({}, 0),
+        ({"verdict": "worse"}, 0),
+        ({"verdict": "not distinguishable"}, 0),
+        ({"verdict": "not comparable"}, 3),
+    ],
+)
+def test_the_gate_decides_the_exit_code_of_an_evaluation(said, code, monkeypatch, capsys):
+    summary = EvaluationSummary(
+        output="o", num_samples=9, num_failed=0, num_empty=0, num_cut=0, cer=0.2, exact_match=0.5, primary="cer", value=0.2,
+        low=0.1, high=0.3, **said,
+    )  # fmt: skip
+    monkeypatch.setattr(cli, "_run_flow", lambda *_: summary)
+    assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == code
+    output = capsys.readouterr().out
+    assert all(reason in output for reason in said.get("gate_reasons", ()))
+
+
 def figures(num_exact: int, cer: float) -> EvaluationSummary:
     return EvaluationSummary(
         output="o", num_samples=200, num_failed=0, num_empty=0, num_cut=0, cer=cer, exact_match=num_exact / 200
