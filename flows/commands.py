@@ -1,7 +1,7 @@
 """The commands of `yivl`: what each runs, with which parameters, and what it says at the end. No Prefect here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,6 +14,7 @@ from yivl_core.evaluation.benchmarks.configuration import VLMEvalKitConfig, VLME
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary, GateResult
 from yivl_core.export.configuration import MergeSummary
 from yivl_core.inference.configuration import InferenceSummary
+from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary
 from yivl_core.training.configuration import TrainingSummary
 
 GATE_EXIT_CODES: Mapping[GateResult, int] = {"passed": 0, "regression": 1, "not comparable": 3, "incomplete": 4}
@@ -155,12 +156,30 @@ def _describe_retrain(summary: RetrainSummary) -> str:
     base = change = ""
     if summary.base_evaluation:
         base = f"base    {_figures(summary.base_evaluation)}\n"
-        change = f"change  {_change(summary.base_evaluation, summary.evaluation)}\n"
+        after = summary.evaluation if summary.compared_with == "base" else replace(summary.evaluation, verdict=None)
+        change = f"change  {_change(summary.base_evaluation, after)}\n"
+    current = f"current {_difference(summary.evaluation)}\n" if summary.compared_with == "current" else ""
+    gate = f"gate    {summary.evaluation.gate}\n" if summary.evaluation.gate else ""
+    gate += "".join(f"        {reason}\n" for reason in summary.evaluation.gate_reasons)
+    promotion = f"\n{_describe_promotion(summary.promotion)}" if summary.promotion else ""
     return (
-        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}\n"
+        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}{current}{gate}\n"
         f"model   {summary.model}\nreport  {summary.evaluation.output}/report.html\n"
-        f"summary {summary.output}/summary.json"
+        f"summary {summary.output}/summary.json{promotion}"
     )
+
+
+def _retrain_exit_code(summary: RetrainSummary) -> int:
+    promotion = summary.promotion
+    return GATE_EXIT_CODES[promotion.result] if promotion else _evaluation_exit_code(summary.evaluation)
+
+
+def _describe_promotion(summary: PromotionSummary) -> str:
+    reasons = "".join(f"\n       {reason}" for reason in summary.reasons)
+    said = f"not promoted: {summary.result}{reasons}"
+    if summary.result == "passed":
+        said = "it is the current model already" if summary.was_current else f"it takes the place of {summary.previous or 'none'}"
+    return f"promotion {said}\ncurrent model {summary.model or 'none'}\nregistry {summary.registry}"
 
 
 def _describe_cache(usage: CacheUsage) -> str:
@@ -259,6 +278,15 @@ COMMANDS = {
         config=RetrainConfig,
         describe=_describe_retrain,
         example="yivl retrain --model Yi-VL-6B --dataset train.jsonl --output work --training.lora-rank 16",
+        exit_code=_retrain_exit_code,
+    ),
+    "promote": Command(
+        help="make a model the current one, if gate and comparison of its evaluation say so; or go back to the one before",
+        flow="flows.promote:promote",
+        config=PromotionConfig,
+        describe=_describe_promotion,
+        example="yivl promote --report reports/new --model models/new --registry registry",
+        exit_code=lambda summary: GATE_EXIT_CODES[summary.result],
     ),
     "benchmark export": Command(
         help="write predictions as the result file that VLMEvalKit evaluates",

@@ -18,6 +18,7 @@ from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
 from yivl_core.outputs.predictions import Prediction, read_predictions, write_part
+from yivl_core.promotion.configuration import PromotionSummary
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -63,7 +64,7 @@ def test_each_command_has_help_with_an_example_that_it_accepts(name, capsys):
     cli.read_options(given, COMMANDS[name].config, COMMANDS[name].spelling)
 
 
-@pytest.mark.parametrize("name", ["promote", "chat", "models"])
+@pytest.mark.parametrize("name", ["chat", "models"])
 def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name])
@@ -76,6 +77,10 @@ def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
     [
         ("sft --model m --dataset d --output o --lora-rank 0", "yivl sft: --lora-rank '0' has to be at least 1"),
         ("infer --model m --output o", "give exactly one of"),
+        ("promote --registry r --model m", "yivl promote: a promotion needs --model and --report; or give --rollback"),
+        ("promote --registry r --model m --rollback", "yivl promote: --rollback takes the model from the registry; leave out"),
+        ("retrain --model m --dataset d --output o --promote", "--promote needs a --gate: without one nothing says"),
+        ("retrain --model m --dataset d --output o --registry r", "--registry is read and changed by --promote alone"),
         ("retrain --model m --dataset d --output o --training.val-fraction 0", "--training.val-fraction above 0"),
     ],
 )
@@ -160,6 +165,27 @@ def test_the_gate_decides_the_exit_code_of_an_evaluation(said, code, monkeypatch
     assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == code
     output = capsys.readouterr().out
     assert all(reason in output for reason in said.get("gate_reasons", ()))
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        ({"result": "passed", "model": "new", "previous": "old"}, 0, "promotion it takes the place of old\ncurrent model new"),
+        ({"result": "passed", "model": "new"}, 0, "promotion it takes the place of none\ncurrent model new"),
+        ({"result": "passed", "model": "new", "was_current": True}, 0, "promotion it is the current model already"),
+        (
+            {"result": "regression", "reasons": ("cer is worse",), "model": "old"},
+            1,
+            "not promoted: regression\n       cer is worse",
+        ),
+        ({"result": "not comparable", "reasons": ("x",)}, 3, "current model none"),
+        ({"result": "incomplete", "reasons": ("x",)}, 4, "not promoted: incomplete"),
+    ],
+)
+def test_a_promotion_is_told_and_its_result_is_the_exit_code(said, code, told, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_flow", lambda *_: PromotionSummary(registry="r/registry.json", **said))
+    assert cli.main(["promote", "--registry", "r", "--rollback"]) == code
+    assert told in capsys.readouterr().out
 
 
 def figures(num_exact: int, cer: float) -> EvaluationSummary:

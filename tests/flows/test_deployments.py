@@ -157,7 +157,7 @@ def test_every_deployment_is_there_and_retrain_is_scheduled_every_night(api, rep
     wanted = yaml.safe_load((repository / "prefect.yaml").read_text())["deployments"]
     deployed = {deployment.name: deployment for deployment in api.read_deployments()}
     assert deployed.keys() == {deployment["name"] for deployment in wanted}
-    assert {"validate", "sft", "export", "infer", "infer-shard", "evaluate", "retrain", "demo"} <= deployed.keys()
+    assert {"validate", "sft", "export", "infer", "infer-shard", "evaluate", "promote", "retrain", "demo"} <= deployed.keys()
     (nightly,) = deployed["retrain"].schedules
     assert (nightly.schedule.cron, nightly.schedule.timezone, nightly.active) == ("0 2 * * *", "Etc/UTC", True)
     assert deployed["retrain"].global_concurrency_limit.limit == 1
