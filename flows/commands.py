@@ -6,18 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainConfig, RetrainSummary, SftConfig
+from flows.configuration import DemoConfig, ExportConfig, InferConfig, PromoteConfig, RetrainConfig, RetrainSummary, SftConfig
 from flows.options import Spelling
 from yivl_core.data.cache.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
 from yivl_core.evaluation.benchmarks.configuration import VLMEvalKitConfig, VLMEvalKitSummary
-from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary, GateResult
+from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeSummary
 from yivl_core.inference.configuration import InferenceSummary
-from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary
+from yivl_core.promotion.configuration import PromotionResult, PromotionSummary
 from yivl_core.training.configuration import TrainingSummary
 
-GATE_EXIT_CODES: Mapping[GateResult, int] = {"passed": 0, "regression": 1, "not comparable": 3, "incomplete": 4}
+EXIT_CODES: Mapping[PromotionResult, int] = {"passed": 0, "regression": 1, "declined": 1, "not comparable": 3, "incomplete": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +105,8 @@ def _describe_evaluation(summary: EvaluationSummary) -> str:
 def _evaluation_exit_code(summary: EvaluationSummary) -> int:
     """Only a gate decides whether figures are good enough; without one, models that do not compare are the one thing amiss."""
     if summary.gate is not None:
-        return GATE_EXIT_CODES[summary.gate]
-    return GATE_EXIT_CODES["not comparable"] if summary.verdict == "not comparable" else 0
+        return EXIT_CODES[summary.gate]
+    return EXIT_CODES["not comparable"] if summary.verdict == "not comparable" else 0
 
 
 def _figures(summary: EvaluationSummary) -> str:
@@ -171,7 +171,7 @@ def _describe_retrain(summary: RetrainSummary) -> str:
 
 def _retrain_exit_code(summary: RetrainSummary) -> int:
     promotion = summary.promotion
-    return GATE_EXIT_CODES[promotion.result] if promotion else _evaluation_exit_code(summary.evaluation)
+    return EXIT_CODES[promotion.result] if promotion else _evaluation_exit_code(summary.evaluation)
 
 
 def _describe_promotion(summary: PromotionSummary) -> str:
@@ -283,10 +283,10 @@ COMMANDS = {
     "promote": Command(
         help="make a model the current one, if gate and comparison of its evaluation say so; or go back to the one before",
         flow="flows.promote:promote",
-        config=PromotionConfig,
+        config=PromoteConfig,
         describe=_describe_promotion,
         example="yivl promote --report reports/new --model models/new --registry registry",
-        exit_code=lambda summary: GATE_EXIT_CODES[summary.result],
+        exit_code=lambda summary: EXIT_CODES[summary.result],
     ),
     "benchmark export": Command(
         help="write predictions as the result file that VLMEvalKit evaluates",

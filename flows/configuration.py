@@ -9,7 +9,7 @@ from yivl_core.data.configuration import ValidationSettings, ValidationSummary
 from yivl_core.evaluation.configuration import EvaluationSummary, ScoringSettings
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.inference.configuration import DecodingSettings, InferenceConfig
-from yivl_core.promotion.configuration import PromotionSummary, Requirement
+from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary, Requirement
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 
 
@@ -71,6 +71,22 @@ class InferShardConfig(InferenceConfig, Deadline):
     shard_indices: tuple[int, ...] = Field(
         min_length=1, description="which shards of the plan in the output folder, counted from 0"
     )
+
+
+class PromoteConfig(PromotionConfig):
+    """Parameters of `promote`."""
+
+    approval: bool = Field(
+        default=False,
+        description="ask on the Prefect server before the current model is changed: the run is suspended, which frees its "
+        "worker, and goes on when somebody resumes it with a yes or no; for runs of the deployment",
+    )
+
+    @model_validator(mode="after")
+    def _asks_before_promotions_alone(self) -> "PromoteConfig":
+        if self.approval and self.rollback:
+            raise ValueError("`rollback` is done at once, without `approval`; leave out one of them")
+        return self
 
 
 class RetrainConfig(Deadline):

@@ -79,6 +79,7 @@ def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
         ("infer --model m --output o", "give exactly one of"),
         ("promote --registry r --model m", "yivl promote: a promotion needs --model and --report; or give --rollback"),
         ("promote --registry r --model m --rollback", "yivl promote: --rollback takes the model from the registry; leave out"),
+        ("promote --registry r --rollback --approval", "yivl promote: --rollback is done at once, without --approval"),
         ("retrain --model m --dataset d --output o --promote", "--promote needs a --gate: without one nothing says"),
         ("retrain --model m --dataset d --output o --registry r", "--registry is read and changed by --promote alone"),
         ("retrain --model m --dataset d --output o --training.val-fraction 0", "--training.val-fraction above 0"),

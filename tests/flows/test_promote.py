@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from flows.commands import COMMANDS
-from flows.configuration import RetrainConfig, RetrainSummary
+from flows.configuration import PromoteConfig, RetrainConfig, RetrainSummary
 from flows.promote import promote
 from flows.retrain import retrain
 from yivl_core.errors import ConfigurationError
 from yivl_core.evaluation.report_files import REPORT_NAME
 from yivl_core.inference.configuration import DecodingSettings
-from yivl_core.promotion.configuration import PromotionConfig
 from yivl_core.promotion.registry import read_registry
 from yivl_core.storage import read_bytes
 from yivl_core.training.configuration import TrainingSettings
@@ -78,11 +77,11 @@ def test_a_later_model_is_compared_with_the_current_one_and_rolled_back(config: 
     assert second.promotion is not None
     assert (second.promotion.result, second.promotion.previous, exit_code(second)) == ("passed", first.model, 0)
     registry = second.promotion.registry.removesuffix("/registry.json")
-    back = promote(PromotionConfig(registry=registry, rollback=True))
+    back = promote(PromoteConfig(registry=registry, rollback=True))
     assert (back.model, back.previous) == (first.model, second.model)
-    forward = PromotionConfig(registry=registry, model=second.model, report=second.evaluation.output, require="not_worse")
+    forward = PromoteConfig(registry=registry, model=second.model, report=second.evaluation.output, require="not_worse")
     assert promote(forward).model == second.model
-    assert promote(PromotionConfig(registry=registry, rollback=True)).model == first.model
+    assert promote(PromoteConfig(registry=registry, rollback=True)).model == first.model
 
 
 def test_a_model_that_the_gate_refuses_is_kept_and_not_promoted(
@@ -101,6 +100,12 @@ def test_a_model_that_the_gate_refuses_is_kept_and_not_promoted(
     alone = retrain(config.model_copy(update={"gate": changes["gate"], "promote": False}))
     assert (alone.promotion, alone.evaluation.gate, exit_code(alone)) == (None, "regression", 1)
     assert b'"regression"' in read_bytes(f"{alone.evaluation.output}/{REPORT_NAME}")
+
+
+def test_only_a_run_of_the_deployment_can_ask(prefect_api: str, tmp_path: Path) -> None:
+    config = PromoteConfig(registry=str(tmp_path), model="m", report="r", approval=True)
+    with pytest.raises(ConfigurationError, match="`approval` is for runs of the promote deployment"):
+        promote(config)
 
 
 def test_a_gate_that_does_not_fit_is_refused_before_anything_is_done(config: RetrainConfig, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from yivl_core.evaluation.configuration import GateResult
 
 Requirement = Literal["better", "not_worse"]
+PromotionResult = GateResult | Literal["declined"]
 
 
 class PromotionConfig(BaseModel):
@@ -27,6 +28,7 @@ class PromotionConfig(BaseModel):
         default="better",
         description="what the report has to say of the primary metric beside the current model; without one the gate decides",
     )
+    note: str | None = Field(default=None, description="kept in the registry with the reason")
     rollback: bool = Field(default=False, description="make the model current again that was so before the current one")
 
     @model_validator(mode="after")
@@ -44,7 +46,7 @@ class PromotionSummary:
 
     Attributes:
         registry: the file that names the current model.
-        result: `passed`, or why nothing was changed, in the words of a gate.
+        result: `passed`, or why nothing was changed, in the words of a gate; `declined`: somebody was asked and said no.
         reasons: a sentence for each thing that stood against it.
         model: the current model's folder now; None where there is none.
         digest: of its content.
@@ -53,7 +55,7 @@ class PromotionSummary:
     """
 
     registry: str
-    result: GateResult
+    result: PromotionResult
     reasons: tuple[str, ...] = ()
     model: str | None = None
     digest: str | None = None

@@ -34,35 +34,54 @@ def promote_model(config: PromotionConfig) -> PromotionSummary:
         StorageError: something cannot be read or written.
     """
     if config.rollback:
-        return _roll_back(config.registry)
+        return _roll_back(config.registry, config.note)
+    report, entry = _read_candidate(config)
+    with changing(config.registry):
+        registry = read_registry(config.registry)
+        found = _judge(config, registry, report, entry)
+        if found.result != "passed" or found.was_current:
+            return found
+        replaced = registry.current
+        previous = registry.previous if replaced is None else (*registry.previous, replaced)
+        changed = _changed(registry, "promote", entry, previous, _with_note(_reason(report, replaced), config.note))
+        write_registry(config.registry, changed)
+    return _summary(config.registry, changed, replaced=replaced)
+
+
+def check_promotion(config: PromotionConfig) -> PromotionSummary:
+    """What `promote_model` would say of a promotion, with the current model as it is; nothing is changed.
+
+    Raises:
+        CheckpointError, ConfigurationError, OutputError, StorageError: as `promote_model`.
+    """
+    assert not config.rollback
+    report, entry = _read_candidate(config)
+    return _judge(config, read_registry(config.registry), report, entry)
+
+
+def _read_candidate(config: PromotionConfig) -> tuple[dict[str, Any], Entry]:
     assert config.model is not None
     assert config.report is not None
-    digest = checkpoint_digest(config.model)  # takes a minute for a large one, so before the lock
     report, report_sha256 = _read_report(config.report)
     entry = Entry(
         model=_lasting(config.model),
-        digest=digest,
+        digest=checkpoint_digest(config.model),  # takes a minute for a large one, so before the lock
         report=_lasting(config.report),
         report_sha256=report_sha256,
         predictions=None if config.predictions is None else _lasting(config.predictions),
         predictions_digest=report["predictions"]["content_digest"],
     )
     _check_predictions(entry)
-    with changing(config.registry):
-        registry = read_registry(config.registry)
-        if registry.current is not None and registry.current.digest == digest:
-            return _summary(config.registry, registry, was_current=True)
-        refusal = _refusal(report, digest, registry.current, config.require)
-        if refusal is not None:
-            return _summary(config.registry, registry, refusal=refusal)
-        replaced = registry.current
-        previous = registry.previous if replaced is None else (*registry.previous, replaced)
-        changed = _changed(registry, "promote", entry, previous, _reason(report, registry.current))
-        write_registry(config.registry, changed)
-    return _summary(config.registry, changed, replaced=replaced)
+    return report, entry
 
 
-def _roll_back(folder: str) -> PromotionSummary:
+def _judge(config: PromotionConfig, registry: Registry, report: dict[str, Any], entry: Entry) -> PromotionSummary:
+    if registry.current is not None and registry.current.digest == entry.digest:
+        return _summary(config.registry, registry, was_current=True)
+    return _summary(config.registry, registry, refusal=_refusal(report, entry.digest, registry.current, config.require))
+
+
+def _roll_back(folder: str, note: str | None) -> PromotionSummary:
     with changing(folder):
         registry = read_registry(folder)
         if registry.current is None or not registry.previous:
@@ -75,7 +94,8 @@ def _roll_back(folder: str) -> PromotionSummary:
                 f"{entry.model} is not what it was when it was promoted (digest {entry.digest}), so it does not become current "
                 "again; restore it, or promote another model"
             )
-        changed = _changed(registry, "rollback", entry, tuple(previous), f"back from {registry.current.model}")
+        reason = _with_note(f"back from {registry.current.model}", note)
+        changed = _changed(registry, "rollback", entry, tuple(previous), reason)
         write_registry(folder, changed)
     return _summary(folder, changed, replaced=registry.current)
 
@@ -159,6 +179,10 @@ def _reason(report: dict[str, Any], current: Entry | None) -> str:
     difference = report["comparison"]["figures"][primary]["difference"]
     change = "" if difference is None else f" ({difference:+.6g})"
     return f"the gate passed; {figure} is {report['comparison']['verdict']} beside the current model's{change}"
+
+
+def _with_note(reason: str, note: str | None) -> str:
+    return f"{reason}; {note}" if note else reason
 
 
 def _lasting(url: str) -> str:

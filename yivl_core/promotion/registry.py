@@ -8,7 +8,7 @@ registry.json   format, version
 ```
 
 In a local folder one process at a time changes it. Object stores have no lock: there, of two changes at the same time the later
-one stands, so let one promotion run at a time (a concurrency limit of 1, as prefect.yaml has it).
+one stands, so let one promotion run at a time.
 """
 
 import json

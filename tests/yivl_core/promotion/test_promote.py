@@ -14,7 +14,7 @@ from yivl_core.locks import sole_user
 from yivl_core.model.files import checkpoint_digest
 from yivl_core.outputs.manifest import write_manifest
 from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary
-from yivl_core.promotion.promote import promote_model
+from yivl_core.promotion.promote import check_promotion, promote_model
 from yivl_core.promotion.registry import Registry, read_registry, write_registry
 from yivl_core.storage import publish_bytes
 
@@ -159,6 +159,31 @@ def test_a_report_about_other_models_is_not_comparable(
     assert summary.result == "not comparable"
     assert reason in summary.reasons[0]
     assert len(registry(tmp_path).history) == 1
+
+
+def test_looking_whether_a_model_would_be_promoted_changes_nothing(models: list[Path], promote: Promote, tmp_path: Path) -> None:
+    def check(model: Path, baseline: Path | None, verdict: str = "better") -> PromotionSummary:
+        report = report_of(tmp_path / "report", model, baseline, verdict=verdict)
+        return check_promotion(PromotionConfig(registry=str(tmp_path / "registry"), model=str(model), report=report))
+
+    assert (check(models[0], None).result, check(models[0], None).model) == ("passed", None)
+    assert not (tmp_path / "registry").exists()
+    promote(models[0])
+    before = (tmp_path / "registry" / "registry.json").read_bytes()
+    assert check(models[0], None).was_current
+    assert (check(models[1], models[0]).result, check(models[1], models[0]).model) == ("passed", str(models[0]))
+    assert check(models[1], models[0], verdict="worse").result == "regression"
+    assert (tmp_path / "registry" / "registry.json").read_bytes() == before
+
+
+def test_a_note_is_kept_with_the_reason(models: list[Path], promote: Promote, tmp_path: Path) -> None:
+    report = report_of(tmp_path / "report", models[0])
+    registry_folder = str(tmp_path / "registry")
+    promote_model(PromotionConfig(registry=registry_folder, model=str(models[0]), report=report, note="for the fair"))
+    assert registry(tmp_path).history[0].reason.endswith("there was no current model; for the fair")
+    promote(models[1], models[0])
+    promote_model(PromotionConfig(registry=registry_folder, rollback=True, note="it stutters"))
+    assert registry(tmp_path).history[-1].reason == f"back from {models[1]}; it stutters"
 
 
 def test_the_current_model_is_not_promoted_twice(models: list[Path], promote: Promote, tmp_path: Path) -> None:
