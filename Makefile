@@ -36,6 +36,7 @@ drills: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/bench_validation.py
+	$(BIN)/python tests/benchmarks/bench_evaluation.py
 	$(BIN)/python tests/benchmarks/bench_fetching.py
 	$(BIN)/python tests/benchmarks/bench_cpu.py
 	$(BIN)/python tests/benchmarks/bench_preparation.py

@@ -16,6 +16,7 @@ from bench_cpu import MODEL, answer_lines, load_lines_engine, read_lines
 
 from yivl_core.errors import ConfigurationError
 from yivl_core.evaluation.metrics.edits import score_answer
+from yivl_core.evaluation.statistics.bootstrap import Bootstrap
 from yivl_core.inference.memory import require_possible
 from yivl_core.processing.processor import Processor
 
@@ -45,9 +46,8 @@ def main() -> None:
 
 
 def _rate(edits: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> dict[str, float | list[float]]:
-    generator = np.random.default_rng(0)
-    drawn = (generator.integers(0, len(edits), len(edits)) for _ in range(RESAMPLES))
-    rates = [edits[lines].sum() / lengths[lines].sum() for lines in drawn]
+    sums = Bootstrap(len(edits), RESAMPLES).sums(np.stack([edits, lengths], axis=1))
+    rates = sums[:, 0] / sums[:, 1]
     return {"CER": float(edits.sum() / lengths.sum()), "95 %": np.percentile(rates, [2.5, 97.5]).tolist()}
 
 

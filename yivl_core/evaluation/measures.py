@@ -7,7 +7,7 @@ from yivl_core.evaluation.configuration import EvaluationConfig, ScoringSettings
 from yivl_core.evaluation.metrics.document_frequencies import DocumentFrequencies
 from yivl_core.evaluation.metrics.metric import Metric
 from yivl_core.evaluation.metrics.names import CIDER, make_metrics, resolve_names
-from yivl_core.evaluation.rows import references_of
+from yivl_core.evaluation.rows import no_references, references_of
 from yivl_core.evaluation.scoring import Measuring
 from yivl_core.evaluation.texts.extraction import VERBATIM, describe_extractor
 from yivl_core.evaluation.texts.normalisation import describe_normaliser
@@ -45,7 +45,7 @@ def prepare_measures(config: EvaluationConfig) -> Measures:
     """Make the metrics, and read what they need.
 
     Raises:
-        DatasetError: training texts cannot be read.
+        DatasetError: training texts cannot be read, or no row has a reference whose n-grams could be counted.
         OutputError: there are no predictions, or the file of document frequencies is none.
         StorageError: something cannot be read.
     """
@@ -75,10 +75,13 @@ def _verbatim(metric: Metric) -> Metric:
 def _document_frequencies(config: EvaluationConfig) -> DocumentFrequencies:
     if config.document_frequencies is not None:
         return DocumentFrequencies.read(config.document_frequencies)
-    found = DocumentFrequencies()
+    found, num_rows = DocumentFrequencies(), 0
     for prediction in read_predictions(config.predictions):
+        num_rows += 1
         if references := references_of(prediction):
             found.add([references])
+    if not found.num_documents:
+        raise no_references(config.predictions, num_rows)
     return found
 
 

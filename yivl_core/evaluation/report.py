@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from yivl_core.evaluation.comparability import RowIdentities, compare_manifests
-from yivl_core.evaluation.comparison import comparison_json, differences_json, match_rows
+from yivl_core.evaluation.comparison import MatchedRows, comparison_json, differences_json, match_rows
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.figures import Resampling, figures_json, histogram_json, slices_json
 from yivl_core.evaluation.gate import apply_gate
@@ -51,10 +51,10 @@ def evaluate_predictions(config: EvaluationConfig, on_progress: OnProgress = ign
     evaluation = _Evaluation(config, measures, on_progress)
     report = evaluation.report()
     report["gate"] = None if gate is None else apply_gate(gate, report)
-    if measures.frequencies is not None and config.document_frequencies is None:
-        measures.frequencies.write(join(config.output, FREQUENCIES_NAME))
     pictures = load_pictures(config.dataset, report["samples"]) if config.dataset else None
     publish_report(config.output, report, markdown=render_markdown(report), page=render_page(report, pictures))
+    if measures.frequencies is not None and config.document_frequencies is None:
+        measures.frequencies.write(join(config.output, FREQUENCIES_NAME))
     return _to_summary(report, config.output)
 
 
@@ -84,9 +84,12 @@ class _Evaluation:
         clusters = group_clusters(rows.cluster_ids, rows.sample_ids)
         bootstrap = Bootstrap(clusters.num_groups, config.num_resamples, config.seed)
         resampling = Resampling(clusters=clusters, bootstrap=bootstrap)
-        baseline = None
-        if config.baseline is not None and baseline_rows is not None:
-            baseline = Baseline(predictions=config.baseline, rows=baseline_rows, matched=match_rows(rows, baseline_rows))
+        baseline = comparison = None
+        if config.baseline is not None and there is not None and baseline_rows is not None:
+            matched = match_rows(rows, baseline_rows)
+            comparison = self._comparison_json(rows, baseline_rows, matched, there)
+            is_comparable = comparison["is_comparable"]
+            baseline = Baseline(predictions=config.baseline, rows=baseline_rows, matched=matched, is_comparable=is_comparable)
         primary = rows.metrics[measures.names.index(measures.primary)]
         choice = choose_rows(rows, primary, {} if baseline is None else baseline.groups_of(rows), config.max_samples)
         return {
@@ -100,7 +103,7 @@ class _Evaluation:
             "failures": self._failures.by_kind,
             "samples": samples_json(config.predictions, rows, choice, extractor=config.extractor, baseline=baseline),
             "num_samples_left_out": len(rows) - len(choice.places),
-            "comparison": None if baseline is None or there is None else self._comparison_json(rows, baseline, there),
+            "comparison": comparison,
             "predictions": _origin(self._checked),
         }
 
@@ -134,14 +137,16 @@ class _Evaluation:
             "clusters": num_clusters,
         }
 
-    def _comparison_json(self, rows: ScoredRows, baseline: Baseline, there: CheckedRows) -> dict[str, Any]:
+    def _comparison_json(
+        self, rows: ScoredRows, baseline: ScoredRows, matched: MatchedRows, there: CheckedRows
+    ) -> dict[str, Any]:
         config = self._config
         manifests = compare_manifests(self._checked.manifest, there.manifest)
         differences = differences_json(manifests, self._identities.finish(), config.allow_difference)
         compared = comparison_json(
             rows,
-            baseline.rows,
-            baseline.matched,
+            baseline,
+            matched,
             differences,
             primary=self._measures.primary,
             num_resamples=config.num_resamples,

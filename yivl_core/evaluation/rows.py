@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from yivl_core.errors import OutputError
+from yivl_core.errors import DatasetError, OutputError
 from yivl_core.outputs.manifest import MANIFEST_NAME, read_manifest
 from yivl_core.outputs.predictions import ContentDigest, Prediction, read_columns, to_prediction
 from yivl_core.outputs.shards import PLAN_NAME, read_plan, require_complete
@@ -84,6 +84,14 @@ def references_of(prediction: Prediction) -> tuple[str, ...]:
     """All right answers of a row; none for a question without."""
     own = () if prediction.reference is None else (prediction.reference,)
     return (*own, *prediction.references)
+
+
+def no_references(predictions: str, num_rows: int) -> DatasetError:
+    """What a user is told where no row of a folder has a reference."""
+    return DatasetError(
+        f"{predictions}: none of the {num_rows} rows has a reference to compare its answer with; "
+        "give the records a `response` (or `references`) and run `yivl infer` again"
+    )
 
 
 def _num_planned(predictions: str) -> int | None:

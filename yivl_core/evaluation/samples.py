@@ -8,13 +8,14 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from yivl_core.evaluation.comparison import Group, MatchedRows, groups_of
 from yivl_core.evaluation.figures import number, row_values
-from yivl_core.evaluation.metrics.metric import BILLION, Floats, Metric
+from yivl_core.evaluation.metrics.metric import BILLION, Counts, Floats, Metric
 from yivl_core.evaluation.metrics.names import HYGIENE
 from yivl_core.evaluation.rows import references_of
 from yivl_core.evaluation.scoring import ScoredRows
@@ -33,11 +34,13 @@ class Choice:
     Attributes:
         places: among the scored rows, in record order.
         reasons: of each place, why it is shown.
+        ranks: of places with an answer that is not right, from 1 for the worst of all rows.
         is_all: every row is shown.
     """
 
     places: list[int]
     reasons: dict[int, list[str]]
+    ranks: dict[int, int]
     is_all: bool
 
 
@@ -49,14 +52,18 @@ class Baseline:
         predictions: its folder.
         rows: as they were scored.
         matched: which belong together.
+        is_comparable: whether they were asked the same in the same way.
     """
 
     predictions: str
     rows: ScoredRows
     matched: MatchedRows
+    is_comparable: bool
 
     def groups_of(self, rows: ScoredRows) -> dict[int, Group]:
-        """What became of each matched row, by its place."""
+        """What became of each matched row, by its place; of none where the two do not compare."""
+        if not self.is_comparable:
+            return {}
         return dict(zip(self.matched.here.tolist(), groups_of(rows, self.rows, self.matched), strict=True))
 
 
@@ -76,13 +83,25 @@ def choose_rows(rows: ScoredRows, primary: Metric, groups: Mapping[int, Group], 
     }
     lists = {WORST: _worst(rows, primary)[:max_samples]}
     lists |= {reason: heapq.nsmallest(max_samples, places, key=partial(_chance, rows)) for reason, places in kept.items()}
-    share = max_samples // sum(1 for places in lists.values() if places) if max_samples else 0
     is_all = len(rows) <= max_samples
-    reasons: dict[int, list[str]] = {place: [] for place in range(len(rows))} if is_all else {}
-    for reason, places in lists.items():
-        for place in places[: min(share, _NUM_MARKED) if is_all else share]:
-            reasons.setdefault(place, []).append(reason)
-    return Choice(places=sorted(reasons), reasons=reasons, is_all=is_all)
+    reasons = {place: list[str]() for place in range(len(rows))} if is_all else _take_turns(lists, max_samples)
+    for reason, places in lists.items() if is_all else ():
+        for place in places[:_NUM_MARKED]:
+            reasons[place].append(reason)
+    ranks = {place: rank for rank, place in enumerate(lists[WORST], start=1) if place in reasons}
+    return Choice(places=sorted(reasons), reasons=reasons, ranks=ranks, is_all=is_all)
+
+
+def _take_turns(lists: Mapping[str, Sequence[int]], max_samples: int) -> dict[int, list[str]]:
+    """The first of each list, then the second of each, and so on, until as many rows are chosen; with the reasons of each."""
+    reasons: dict[int, list[str]] = {}
+    for turn in zip_longest(*lists.values()):
+        for reason, place in zip(lists, turn, strict=True):
+            if len(reasons) == max_samples:
+                return reasons
+            if place is not None:
+                reasons.setdefault(place, []).append(reason)
+    return reasons
 
 
 def samples_json(
@@ -107,6 +126,7 @@ def samples_json(
         sample["states"] = _states(rows, place)
         sample["slices"] = {part.name: part.values[int(part.codes[place])] for part in rows.slices}
         sample["reasons"] = choice.reasons[place]
+        sample["worst_rank"] = choice.ranks.get(place)
         sample["group"] = groups[place].value if place in groups else None
         earlier = before.get(there[place]) if place in there else None
         sample["baseline"] = None if earlier is None else _describe_answer(earlier, extract)
@@ -121,15 +141,21 @@ def _chance(rows: ScoredRows, place: int) -> bytes:
 def _worst(rows: ScoredRows, primary: Metric) -> list[int]:
     """Answered rows that are not right, the worst first: those that cost the figure most."""
     counts = rows.counts_of(primary.name)
-    harm: Floats
-    if primary.kind == "rate":
-        harm = counts[:, 2:].sum(axis=1).astype(np.float64)
-    else:
-        values = row_values(primary, counts)
-        harm = np.nan_to_num(values if primary.best == "low" else np.nanmax([values.max(initial=0.0), 1.0]) - values)
-    harm = np.where(rows.has_failed, 0.0, harm)
+    harm = np.where(rows.has_failed, 0.0, _harm(primary, counts))
+    if primary.kind == "score":  # of few words it can be 0 although every word is right
+        harm = np.where(rows.counts_of("exact_match")[:, 1] > 0, 0.0, harm)
     order = np.lexsort((rows.record_indices, -harm))
     return [int(place) for place in order if harm[place] > 1 / BILLION]
+
+
+def _harm(primary: Metric, counts: Counts) -> Floats:
+    """How much worse each row makes the figure, float64 [num_rows]; 0 for rows that the metric is not defined for."""
+    if primary.kind == "rate" and primary.best == "low":
+        errors: Floats = counts[:, 2:].sum(axis=1).astype(np.float64)
+        return errors
+    values = row_values(primary, counts)
+    best = np.nan_to_num(values).max(initial=1.0)
+    return np.nan_to_num(values if primary.best == "low" else best - values)
 
 
 def _load(predictions: str, rows: ScoredRows, places: Sequence[int]) -> dict[int, Prediction]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from yivl_core.errors import ChildFailedError, DatasetError, OutputError
+from yivl_core.errors import ChildFailedError, OutputError
 from yivl_core.evaluation.metrics.metric import Counts, Metric, RowBatch
 from yivl_core.evaluation.metrics.names import HYGIENE
+from yivl_core.evaluation.rows import no_references
 from yivl_core.evaluation.slices import Slice, slice_names, slice_values, to_slice
 from yivl_core.evaluation.texts.extraction import VERBATIM, find_extractor
 from yivl_core.evaluation.texts.normalisation import find_normaliser
@@ -109,8 +110,8 @@ def score_rows(predictions: str, measuring: Measuring, meanwhile: Callable[[], N
             meanwhile()
             parts = [_measure_part(predictions, file_name, measuring) for file_name in file_names]
             return _put_together(predictions, measuring, parts)
-        pending = [executor.submit(_measure_part, predictions, file_name) for file_name in file_names]
         try:
+            pending = [executor.submit(_measure_part, predictions, file_name) for file_name in file_names]
             meanwhile()
             parts = [future.result() for future in pending]
         except BrokenProcessPool as cause:
@@ -182,10 +183,7 @@ def _put_together(predictions: str, measuring: Measuring, parts: Sequence[_PartS
     rows = [row for part in parts for row in part.rows]
     num_without = sum(part.num_without_reference for part in parts)
     if not rows:
-        raise DatasetError(
-            f"{predictions}: none of the {num_without} rows has a reference to compare its answer with; "
-            "give the records a `response` (or `references`) and run `yivl infer` again"
-        )
+        raise no_references(predictions, num_without)
     sample_ids = [row[0] for row in rows]
     _refuse_repeated(predictions, sample_ids)
     values = [value for part in parts for value in part.values]

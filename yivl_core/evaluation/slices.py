@@ -74,7 +74,7 @@ def to_slice(name: str, values: Sequence[str]) -> Slice:
     else:
         order = sorted(counts, key=lambda value: (-counts[value], value))
         if len(order) > MAX_VALUES:
-            order = [*order[: MAX_VALUES - 1], OTHERS]
+            order = [*[value for value in order if value != OTHERS][: MAX_VALUES - 1], OTHERS]
     codes = {value: code for code, value in enumerate(order)}
     rest = len(order) - 1
     return Slice(
