@@ -23,8 +23,9 @@ from yivl_core.errors import Interrupted, StorageError, YivlError
 _EPILOG = """yivl COMMAND --help tells all options of a command, with an example
 
 runs are kept by Prefect: on the server of PREFECT_API_URL, or in PREFECT_HOME (default ~/.prefect) if that is not set
-exit code: 0 done, 1 findings or unusable data, 2 wrong usage or settings, 4 predictions are incomplete, 70 internal error,
-74 reading or writing failed, 75 another process works in the output folder, 130 interrupted"""
+exit code: 0 done, 1 findings, unusable data or a regression by the gate, 2 wrong usage or settings, 3 not comparable with the
+baseline, 4 predictions are incomplete or too many rows failed, 70 internal error, 74 reading or writing failed, 75 another
+process works in the output folder, 130 interrupted"""
 
 _PREFECT_SETTINGS = {
     "DO_NOT_TRACK": "1",

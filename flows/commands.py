@@ -1,12 +1,12 @@
 """The commands of `yivl`: what each runs, with which parameters, and what it says at the end. No Prefect here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from flows.configuration import DemoConfig, ExportConfig, InferConfig, RetrainConfig, RetrainSummary, SftConfig
+from flows.configuration import DemoConfig, ExportConfig, InferConfig, PromoteConfig, RetrainConfig, RetrainSummary, SftConfig
 from flows.options import Spelling
 from yivl_core.data.cache.cache_configuration import CacheCheck, CacheConfig, CachePruned, CacheUsage, PruneConfig
 from yivl_core.data.configuration import ValidationConfig, ValidationSummary
@@ -14,7 +14,10 @@ from yivl_core.evaluation.benchmarks.configuration import VLMEvalKitConfig, VLME
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.export.configuration import MergeSummary
 from yivl_core.inference.configuration import InferenceSummary
+from yivl_core.promotion.configuration import PromotionResult, PromotionSummary
 from yivl_core.training.configuration import TrainingSummary
+
+EXIT_CODES: Mapping[PromotionResult, int] = {"passed": 0, "regression": 1, "declined": 1, "not comparable": 3, "incomplete": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,13 @@ def _describe_evaluation(summary: EvaluationSummary) -> str:
     return f"{_figures(summary)}{change}{gate}{reasons}\nreport {summary.output}/report.html"
 
 
+def _evaluation_exit_code(summary: EvaluationSummary) -> int:
+    """Only a gate decides whether figures are good enough; without one, models that do not compare are the one thing amiss."""
+    if summary.gate is not None:
+        return EXIT_CODES[summary.gate]
+    return EXIT_CODES["not comparable"] if summary.verdict == "not comparable" else 0
+
+
 def _figures(summary: EvaluationSummary) -> str:
     interval = "" if summary.low is None else f" (95 % interval {summary.low:.4f} to {summary.high:.4f})"
     main = "not defined" if summary.value is None else f"{summary.value:.4f}{interval}"
@@ -146,12 +156,30 @@ def _describe_retrain(summary: RetrainSummary) -> str:
     base = change = ""
     if summary.base_evaluation:
         base = f"base    {_figures(summary.base_evaluation)}\n"
-        change = f"change  {_change(summary.base_evaluation, summary.evaluation)}\n"
+        after = summary.evaluation if summary.compared_with == "base" else replace(summary.evaluation, verdict=None)
+        change = f"change  {_change(summary.base_evaluation, after)}\n"
+    current = f"current {_difference(summary.evaluation)}\n" if summary.compared_with == "current" else ""
+    gate = f"gate    {summary.evaluation.gate}\n" if summary.evaluation.gate else ""
+    gate += "".join(f"        {reason}\n" for reason in summary.evaluation.gate_reasons)
+    promotion = f"\n{_describe_promotion(summary.promotion)}" if summary.promotion else ""
     return (
-        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}\n"
+        f"{_describe_training(summary.training)}\n\n{base}trained {_figures(summary.evaluation)}\n{change}{current}{gate}\n"
         f"model   {summary.model}\nreport  {summary.evaluation.output}/report.html\n"
-        f"summary {summary.output}/summary.json"
+        f"summary {summary.output}/summary.json{promotion}"
     )
+
+
+def _retrain_exit_code(summary: RetrainSummary) -> int:
+    promotion = summary.promotion
+    return EXIT_CODES[promotion.result] if promotion else _evaluation_exit_code(summary.evaluation)
+
+
+def _describe_promotion(summary: PromotionSummary) -> str:
+    reasons = "".join(f"\n       {reason}" for reason in summary.reasons)
+    said = f"not promoted: {summary.result}{reasons}"
+    if summary.result == "passed":
+        said = "it is the current model already" if summary.was_current else f"it takes the place of {summary.previous or 'none'}"
+    return f"promotion {said}\ncurrent model {summary.model or 'none'}\nregistry {summary.registry}"
 
 
 def _describe_cache(usage: CacheUsage) -> str:
@@ -242,6 +270,7 @@ COMMANDS = {
         config=EvaluationConfig,
         describe=_describe_evaluation,
         example="yivl evaluate --predictions predictions/new --baseline predictions/old --gate gate.yaml --output reports/new",
+        exit_code=_evaluation_exit_code,
     ),
     "retrain": Command(
         help="validate, train, merge, infer and evaluate in one go; what was done before is not done again",
@@ -249,6 +278,15 @@ COMMANDS = {
         config=RetrainConfig,
         describe=_describe_retrain,
         example="yivl retrain --model Yi-VL-6B --dataset train.jsonl --output work --training.lora-rank 16",
+        exit_code=_retrain_exit_code,
+    ),
+    "promote": Command(
+        help="make a model the current one, if gate and comparison of its evaluation say so; or go back to the one before",
+        flow="flows.promote:promote",
+        config=PromoteConfig,
+        describe=_describe_promotion,
+        example="yivl promote --report reports/new --model models/new --registry registry",
+        exit_code=lambda summary: EXIT_CODES[summary.result],
     ),
     "benchmark export": Command(
         help="write predictions as the result file that VLMEvalKit evaluates",

@@ -9,6 +9,7 @@ from yivl_core.data.configuration import ValidationSettings, ValidationSummary
 from yivl_core.evaluation.configuration import EvaluationSummary, ScoringSettings
 from yivl_core.export.configuration import MergeConfig
 from yivl_core.inference.configuration import DecodingSettings, InferenceConfig
+from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary, Requirement
 from yivl_core.training.configuration import TrainingConfig, TrainingSettings, TrainingSummary
 
 
@@ -72,6 +73,22 @@ class InferShardConfig(InferenceConfig, Deadline):
     )
 
 
+class PromoteConfig(PromotionConfig):
+    """Parameters of `promote`."""
+
+    approval: bool = Field(
+        default=False,
+        description="ask on the Prefect server before the current model is changed: the run is suspended, which frees its "
+        "worker, and goes on when somebody resumes it with a yes or no; for runs of the deployment",
+    )
+
+    @model_validator(mode="after")
+    def _asks_before_promotions_alone(self) -> "PromoteConfig":
+        if self.approval and self.rollback:
+            raise ValueError("`rollback` is done at once, without `approval`; leave out one of them")
+        return self
+
+
 class RetrainConfig(Deadline):
     """Parameters of `retrain`."""
 
@@ -100,6 +117,29 @@ class RetrainConfig(Deadline):
         default=True, description="also let the base model answer, so that the report shows what the training changed"
     )
 
+    gate: str | None = Field(
+        default=None, description="YAML file that says what has to hold of the report; its result is the exit code (README: gate)"
+    )
+    promote: bool = Field(
+        default=False,
+        description="make the new model the current one of the registry, if the gate passes and it is better; it is compared "
+        "with the current model then, if there is one",
+    )
+    registry: str | None = Field(
+        default=None, description="folder or fsspec URL of the registry; default: registry in the output folder"
+    )
+    promotion_requires: Requirement = Field(
+        default="better", description="what has to be said of the primary metric beside the current model"
+    )
+
+    @model_validator(mode="after")
+    def _promotes_by_a_gate(self) -> "RetrainConfig":
+        if self.promote and self.gate is None:
+            raise ValueError("`promote` needs a `gate`: without one nothing says that a model is good enough")
+        if self.registry is not None and not self.promote:
+            raise ValueError("`registry` is read and changed by `promote` alone; give both, or none")
+        return self
+
     @model_validator(mode="after")
     def _has_records_to_evaluate_on(self) -> "RetrainConfig":
         if self.val_dataset is None and self.training.val_fraction == 0:
@@ -125,8 +165,11 @@ class RetrainSummary:
         training: of the adapter, or of the weights.
         model: the checkpoint folder: base and adapter merged, or the tuned one.
         predictions: that model's answers.
-        evaluation: of those, beside the base model's if that was asked for.
+        evaluation: of those, beside the current model's if there is one and the new one is to take its place, else beside the
+            base model's if that was asked for.
         base_evaluation: of the base model's answers to the same records; None if it was not asked for.
+        compared_with: which model's answers `evaluation` has beside it.
+        promotion: whether the model became the current one, and why not; None if that was not asked for.
     """
 
     output: str
@@ -136,3 +179,5 @@ class RetrainSummary:
     predictions: str
     evaluation: EvaluationSummary
     base_evaluation: EvaluationSummary | None
+    compared_with: Literal["base", "current"] | None
+    promotion: PromotionSummary | None

@@ -1,4 +1,4 @@
-"""New data -> validate -> train an adapter -> merge it -> answer the validation records -> evaluate.
+"""New data -> validate -> train an adapter -> merge it -> answer the validation records -> evaluate -> promote.
 
 Full tuning gives a whole model; there is nothing to merge then.
 
@@ -9,6 +9,7 @@ OUTPUT/datasets/KEY       validated datasets, KEY from where the data lies (writ
        predictions/KEY    answers             |  there and unharmed is not made again
        reports/KEY        evaluation reports /
        runs/TIME-ID       summary.json of one run: its parameters, its figures, and which folders it used
+       registry           registry.json: which model is the current one, if models are to be promoted
 ```
 """
 
@@ -30,14 +31,18 @@ from tasks.caching import content_key
 from tasks.evaluation import evaluate
 from tasks.inference import infer_once, inference_key
 from tasks.merging import merge, merge_key
+from tasks.promotion import promote
 from tasks.training import train, training_key
 from yivl_core.data.configuration import UNDECIDING, ValidationConfig, ValidationSummary
 from yivl_core.digests import digest_json
 from yivl_core.errors import OutputError
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
+from yivl_core.evaluation.gate_file import Gate, read_gate
 from yivl_core.export.configuration import MergeConfig, MergeSummary
 from yivl_core.inference.configuration import InferenceConfig, InferenceSummary
 from yivl_core.locks import move_aside
+from yivl_core.promotion.configuration import PromotionConfig, PromotionSummary
+from yivl_core.promotion.registry import Entry, read_registry
 from yivl_core.settings import narrow
 from yivl_core.storage import join, publish_bytes
 from yivl_core.training.configuration import TrainingConfig, TrainingSummary
@@ -53,6 +58,8 @@ def retrain(config: RetrainConfig) -> RetrainSummary:
 
 def run_retrain(config: RetrainConfig) -> RetrainSummary:
     """The steps of `retrain`, for flows that prepare its parameters."""
+    current = read_registry(_registry(config)).current if config.promote else None
+    gate = _read_gate(config, current)
     val_validation = _validate(config, config.val_dataset) if config.val_dataset else None
     validation = _validate(config, config.dataset, apart_from=(val_validation.output,) if val_validation else ())
     training = _train(config, validation, val_validation)
@@ -65,7 +72,9 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
     places = {"dataset": records, "training_texts": texts}
     base_predictions = _infer(config, config.model, records, data) if config.evaluate_base else None
     base_evaluation = _evaluate(config, base_predictions, None, places) if base_predictions else None
-    evaluation = _evaluate(config, predictions, base_predictions, places)
+    current_predictions = _infer(config, current.model, records, data) if current else None
+    evaluation = _evaluate(config, predictions, current_predictions or base_predictions, places, gate)
+    promotion = _promote(config, model, predictions, evaluation) if config.promote else None
     summary = RetrainSummary(
         output=_run_folder(config),
         validation=validation,
@@ -74,6 +83,8 @@ def run_retrain(config: RetrainConfig) -> RetrainSummary:
         predictions=predictions.output,
         evaluation=evaluation,
         base_evaluation=base_evaluation,
+        compared_with="current" if current else "base" if base_predictions else None,
+        promotion=promotion,
     )
     _publish(config, summary)
     return summary
@@ -160,13 +171,15 @@ def _evaluate(
     predictions: InferenceSummary,
     baseline: InferenceSummary | None,
     places: dict[str, Any],
+    gate: Gate | None = None,
 ) -> EvaluationSummary:
-    """The report of a model's answers, beside the baseline's if there is one."""
+    """The report of a model's answers, beside the baseline's if there is one, and by the gate if there is one."""
     settings = narrow(
         config.scoring,
         EvaluationConfig,
         predictions=predictions.output,
         baseline=baseline.output if baseline else None,
+        gate=config.gate if gate else None,
         output=config.output,  # until its key is known
         **places,
     )
@@ -175,9 +188,35 @@ def _evaluate(
         contents=[predictions.content_digest, baseline.content_digest if baseline else None],
         place=predictions.output.removeprefix(config.output),
         scoring=config.scoring.model_dump(mode="json"),
+        gate=gate.digest if gate else None,
     )
     output = _folder(config, "reports", key)
     return _run(lambda: evaluate(settings.model_copy(update={"output": output})), output)
+
+
+def _registry(config: RetrainConfig) -> str:
+    return config.registry or join(config.output, "registry")
+
+
+def _read_gate(config: RetrainConfig, current: Entry | None) -> Gate | None:
+    """The gate, so that a wrong one is refused before anything is trained; it is checked against the report that will be made."""
+    if config.gate is None:
+        return None
+    baseline = current.model if current else config.model if config.evaluate_base else None
+    texts = config.scoring.training_texts or (config.dataset if config.val_dataset else ())
+    places = {"predictions": config.output, "baseline": baseline, "output": config.output, "training_texts": texts}
+    return read_gate(config.gate, narrow(config.scoring, EvaluationConfig, **places))
+
+
+def _promote(config: RetrainConfig, model: str, predictions: InferenceSummary, evaluation: EvaluationSummary) -> PromotionSummary:
+    settings = PromotionConfig(
+        registry=_registry(config),
+        model=model,
+        report=evaluation.output,
+        predictions=predictions.output,
+        require=config.promotion_requires,
+    )
+    return promote(settings)
 
 
 def _run_folder(config: RetrainConfig) -> str:

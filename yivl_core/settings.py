@@ -32,6 +32,7 @@ _WORDS = {
     "string_type": "has to be text",
     "tuple_type": "has to be a list",
     "list_type": "has to be a list",
+    "dict_type": "has to be a mapping",
     "too_short": "has to have at least {min_length} entry",
     "string_too_short": "must not be empty",
     "literal_error": "has to be one of {expected}",

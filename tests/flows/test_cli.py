@@ -18,6 +18,7 @@ from yivl_core.data.cache.image_cache import ImageCache
 from yivl_core.errors import BusyError, CheckpointError, ChildFailedError, DatasetError, Interrupted
 from yivl_core.evaluation.configuration import EvaluationSummary
 from yivl_core.outputs.predictions import Prediction, read_predictions, write_part
+from yivl_core.promotion.configuration import PromotionSummary
 
 YIVL = [sys.executable, "-m", "flows.cli"]
 FLOWS = pytest.mark.flows
@@ -63,7 +64,7 @@ def test_each_command_has_help_with_an_example_that_it_accepts(name, capsys):
     cli.read_options(given, COMMANDS[name].config, COMMANDS[name].spelling)
 
 
-@pytest.mark.parametrize("name", ["promote", "chat", "models"])
+@pytest.mark.parametrize("name", ["chat", "models"])
 def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name])
@@ -76,6 +77,11 @@ def test_commands_that_do_not_exist_yet_are_not_there(name, capsys):
     [
         ("sft --model m --dataset d --output o --lora-rank 0", "yivl sft: --lora-rank '0' has to be at least 1"),
         ("infer --model m --output o", "give exactly one of"),
+        ("promote --registry r --model m", "yivl promote: a promotion needs --model and --report; or give --rollback"),
+        ("promote --registry r --model m --rollback", "yivl promote: --rollback takes the model from the registry; leave out"),
+        ("promote --registry r --rollback --approval", "yivl promote: --rollback is done at once, without --approval"),
+        ("retrain --model m --dataset d --output o --promote", "--promote needs a --gate: without one nothing says"),
+        ("retrain --model m --dataset d --output o --registry r", "--registry is read and changed by --promote alone"),
         ("retrain --model m --dataset d --output o --training.val-fraction 0", "--training.val-fraction above 0"),
     ],
 )
@@ -136,6 +142,51 @@ def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(arguments, how, monkeypatch,
     refuse(monkeypatch, KeyboardInterrupt())
     assert cli.main(arguments.split()) == 130
     assert f"what had been published in o is kept, run the same command {how} to go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"gate": "passed", "verdict": "worse"}, 0),
+        ({"gate": "regression", "gate_reasons": ("cer 0.2 is above the most that is allowed, 0.1",)}, 1),
+        ({"gate": "not comparable", "verdict": "not comparable"}, 3),
+        ({"gate": "incomplete", "verdict": "better"}, 4),
+        ({}, 0),
+        ({"verdict": "worse"}, 0),
+        ({"verdict": "not distinguishable"}, 0),
+        ({"verdict": "not comparable"}, 3),
+    ],
+)
+def test_the_gate_decides_the_exit_code_of_an_evaluation(said, code, monkeypatch, capsys):
+    summary = EvaluationSummary(
+        output="o", num_samples=9, num_failed=0, num_empty=0, num_cut=0, cer=0.2, exact_match=0.5, primary="cer", value=0.2,
+        low=0.1, high=0.3, **said,
+    )  # fmt: skip
+    monkeypatch.setattr(cli, "_run_flow", lambda *_: summary)
+    assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == code
+    output = capsys.readouterr().out
+    assert all(reason in output for reason in said.get("gate_reasons", ()))
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "told"),
+    [
+        ({"result": "passed", "model": "new", "previous": "old"}, 0, "promotion it takes the place of old\ncurrent model new"),
+        ({"result": "passed", "model": "new"}, 0, "promotion it takes the place of none\ncurrent model new"),
+        ({"result": "passed", "model": "new", "was_current": True}, 0, "promotion it is the current model already"),
+        (
+            {"result": "regression", "reasons": ("cer is worse",), "model": "old"},
+            1,
+            "not promoted: regression\n       cer is worse",
+        ),
+        ({"result": "not comparable", "reasons": ("x",)}, 3, "current model none"),
+        ({"result": "incomplete", "reasons": ("x",)}, 4, "not promoted: incomplete"),
+    ],
+)
+def test_a_promotion_is_told_and_its_result_is_the_exit_code(said, code, told, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_flow", lambda *_: PromotionSummary(registry="r/registry.json", **said))
+    assert cli.main(["promote", "--registry", "r", "--rollback"]) == code
+    assert told in capsys.readouterr().out
 
 
 def figures(num_exact: int, cer: float) -> EvaluationSummary:

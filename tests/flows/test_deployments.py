@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from yivl_core.model.files import checkpoint_digest
+
 pytestmark = [pytest.mark.flows, pytest.mark.slow]
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -122,6 +124,17 @@ def api(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[
         yield client
 
 
+def has_process(run_id: Any) -> bool:
+    """Whether a process works on a flow run."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in path.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
 def start(api: Any, deployment: str, **config: Any) -> Any:
     found = api.read_deployment_by_name(f"{deployment}/{deployment}")
     return api.create_flow_run_from_deployment(found.id, parameters={"config": config}).id
@@ -157,7 +170,7 @@ def test_every_deployment_is_there_and_retrain_is_scheduled_every_night(api, rep
     wanted = yaml.safe_load((repository / "prefect.yaml").read_text())["deployments"]
     deployed = {deployment.name: deployment for deployment in api.read_deployments()}
     assert deployed.keys() == {deployment["name"] for deployment in wanted}
-    assert {"validate", "sft", "export", "infer", "infer-shard", "evaluate", "retrain", "demo"} <= deployed.keys()
+    assert {"validate", "sft", "export", "infer", "infer-shard", "evaluate", "promote", "retrain", "demo"} <= deployed.keys()
     (nightly,) = deployed["retrain"].schedules
     assert (nightly.schedule.cron, nightly.schedule.timezone, nightly.active) == ("0 2 * * *", "Etc/UTC", True)
     assert deployed["retrain"].global_concurrency_limit.limit == 1
@@ -183,6 +196,33 @@ def test_a_worker_finishes_deployed_flows(api, small_dataset, tiny_checkpoint, t
     assert all(run.state.is_completed() for run in shards)
     assert artifacts_of(api, sft)["train-progress"] == 100
     assert json.loads(artifacts_of(api, evaluate)["metrics"])[0]["num_samples"] == 12
+
+
+def test_a_promotion_waits_for_a_yes_and_its_worker_does_not(api, tiny_checkpoint, tmp_path):
+    (tmp_path / "report").mkdir()
+    report = {
+        "format": "yivl evaluation report",
+        "version": 2,
+        "scoring": {"primary": "cer"},
+        "figures": {"cer": {"value": 0.05}},
+        "gate": {"result": "passed", "reasons": []},
+        "comparison": None,
+        "predictions": {"content_digest": "x", "manifest": {"model": {"digest": checkpoint_digest(tiny_checkpoint)}}},
+    }
+    (tmp_path / "report" / "report.json").write_text(json.dumps(report))
+    settings = {"model": str(tiny_checkpoint), "report": str(tmp_path / "report"), "approval": True}
+    runs = {name: start(api, "promote", registry=str(tmp_path / name), **settings) for name in ("yes", "no")}
+    wait_until(lambda: all(api.read_flow_run(run).state.is_paused() for run in runs.values()), "the suspension", 120)
+    wait_until(lambda: not any(map(has_process, runs.values())), "the end of the processes", 60)
+    time.sleep(3)  # a worker that has not seen the end of a run's process stumbles over the run when it comes again
+    assert not (tmp_path / "yes").exists()
+    for name, run in runs.items():
+        api.resume_flow_run(run, run_input={"is_approved": name == "yes", "reason": "seen by A. N."})
+    finish(api, *runs.values())
+    told = json.loads((tmp_path / "yes" / "registry.json").read_text())
+    assert told["current"]["model"] == str(tiny_checkpoint)
+    assert told["history"][0]["reason"].endswith("; approved: seen by A. N.")
+    assert not (tmp_path / "no" / "registry.json").exists()
 
 
 def test_a_worker_goes_on_from_what_the_demo_has_left(api, demo_folder):

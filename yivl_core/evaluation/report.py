@@ -11,7 +11,8 @@ from yivl_core.evaluation.comparability import RowIdentities, compare_manifests
 from yivl_core.evaluation.comparison import MatchedRows, comparison_json, differences_json, match_rows
 from yivl_core.evaluation.configuration import EvaluationConfig, EvaluationSummary
 from yivl_core.evaluation.figures import Resampling, figures_json, histogram_json, slices_json
-from yivl_core.evaluation.gate import apply_gate, read_gate
+from yivl_core.evaluation.gate import apply_gate
+from yivl_core.evaluation.gate_file import read_gate
 from yivl_core.evaluation.markdown import render_markdown
 from yivl_core.evaluation.measures import Measures, prepare_measures
 from yivl_core.evaluation.metrics.names import ALWAYS
