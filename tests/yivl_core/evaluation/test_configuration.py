@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from yivl_core.errors import ConfigurationError
 from yivl_core.evaluation.configuration import EvaluationConfig, ScoringSettings
 
 Write = Callable[..., str]
@@ -82,21 +83,18 @@ def test_the_report_is_where_it_was_asked_for(write_rows: Write, evaluate: Evalu
         assert (tmp_path / name / "report.json").exists()
 
 
-def test_the_gate_is_read_first_and_told(write_rows: Write, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def read(url: str, config: EvaluationConfig) -> str:
-        asked.append((url, config))
-        return "the gate"
-
-    monkeypatch.setattr("yivl_core.evaluation.report.read_gate", read)
-    told = {"result": "regression", "reasons": ["cer rose"]}
-    monkeypatch.setattr("yivl_core.evaluation.report.apply_gate", lambda gate, report: told | {"gate": gate})
-    summary, report, page = evaluate(write_rows(ROWS), gate="gate.yaml")
-    assert [(url, config.gate) for url, config in asked] == [("gate.yaml", "gate.yaml")]
-    assert report["gate"] == told | {"gate": "the gate"}
-    assert (summary.gate, summary.gate_reasons) == ("regression", ("cer rose",))
-    assert page.startswith("# Evaluation report\n\n**Gate: regression**\n\n- cer rose\n")
+def test_the_gate_is_read_first_and_told(write_rows: Write, evaluate: Evaluate, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text("rules:\n  - metric: exact_match\n    min: 0.99\n")
+    summary, report, page = evaluate(write_rows(ROWS), gate=str(gate))
+    assert report["gate"]["result"] == summary.gate == "regression"
+    assert tuple(report["gate"]["reasons"]) == summary.gate_reasons
+    (reason,) = summary.gate_reasons
+    assert "exact_match" in reason
+    assert page.startswith("# Evaluation report\n\n**Gate: regression**\n\n- ")
+    gate.write_text("rules:\n  - metric: rouge_l\n    min: 0.5\n")
+    with pytest.raises(ConfigurationError, match=r"(?s)gate\.yaml.*rouge_l"):
+        evaluate(str(tmp_path / "not looked at"), gate=str(gate))
 
 
 def test_images_are_looked_for_in_the_dataset(write_rows: Write, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
