@@ -90,14 +90,15 @@ def test_the_report_of_the_base_model_is_another_one(first):
     assert digests[0] != first.training.base_digest == digests[1]
 
 
-def test_the_answers_of_both_models_stand_side_by_side_in_the_run_folder(first):
-    page = Path(first.output, "comparison.html")
-    assert first.comparison == json.loads(page.with_name("summary.json").read_text())["comparison"] == str(page)
-    html = page.read_text("utf-8")
+def test_the_answers_of_both_models_stand_side_by_side_in_the_report(first):
+    html = Path(first.evaluation.output, "report.html").read_text("utf-8")
     assert html.count("<article") == first.evaluation.num_samples
     assert html.count('src="data:image/') == 2
-    for evaluation in (first.evaluation, first.base_evaluation):
-        assert f"<td>{100 * evaluation.cer:.2f}\N{NO-BREAK SPACE}%</td>" in html
+    report = json.loads(Path(first.evaluation.output, "report.json").read_text())
+    assert report["comparison"]["baseline"]["content_digest"] != report["predictions"]["content_digest"]
+    assert report["comparison"]["figures"]["cer"]["baseline"] == first.base_evaluation.cer
+    assert first.evaluation.verdict == "not distinguishable"
+    assert first.base_evaluation.verdict is None
 
 
 def test_each_stage_leaves_its_artifacts(first, first_state, read_artifacts: Callable[[Any], list[Any]]):
@@ -109,8 +110,7 @@ def test_each_stage_leaves_its_artifacts(first, first_state, read_artifacts: Cal
     assert 0 < len(samples) <= 20
     assert samples[0]["question"] == "Read the number."
     assert first.evaluation.output in artifacts["retrain"].data
-    assert first.comparison in artifacts["retrain"].data
-    assert first.comparison in artifacts["comparison"].data
+    assert f"{first.evaluation.output}/report.html" in artifacts["retrain"].data
     assert [row["model"] for row in json.loads(artifacts["retrain-metrics"].data)] == ["trained", "base"]
     assert all(len(str(artifact.data).encode()) <= 100_000 for artifact in artifacts.values())
 
@@ -140,10 +140,10 @@ def test_stages_are_found_again_when_the_cache_of_prefect_is_lost(first, config,
     assert [states[stage, "Completed"] for stage in CACHED_STAGES] == [1, 1, 1]
     assert metrics.stat().st_mtime_ns == written_at
     assert second.training == first.training
-    assert stage_folders(second) == stage_folders(first)[:-1]
+    assert stage_folders(second)[:3] == stage_folders(first)[:3]
+    assert second.evaluation.output not in stage_folders(first)  # nothing stands beside its figures
     assert second.base_evaluation is None
-    assert second.comparison is None
-    assert not Path(second.output, "comparison.html").exists()
+    assert second.evaluation.verdict is None
 
 
 def test_weights_that_are_tuned_themselves_are_answered_with_as_they_are(config):
