@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,17 +190,19 @@ def test_a_promotion_is_told_and_its_result_is_the_exit_code(said, code, told, m
     assert told in capsys.readouterr().out
 
 
-def figures(num_exact: int, cer: float) -> EvaluationSummary:
-    return EvaluationSummary(
-        output="o", num_samples=200, num_failed=0, num_empty=0, num_cut=0, cer=cer, exact_match=num_exact / 200
-    )
+def figures(num_exact: int, cer: float, **changes: Any) -> EvaluationSummary:
+    values = {"output": "o", "num_samples": 200, "num_failed": 0, "num_empty": 0, "num_cut": 0, "primary": "cer"}
+    values |= {"cer": cer, "value": cer, "low": None, "high": None, "exact_match": num_exact / 200}
+    return EvaluationSummary(**(values | changes))
 
 
-def test_what_a_training_has_changed_is_told_whether_it_is_better_or_worse():
-    before, after = figures(94, 0.16), figures(185, 0.0165)
-    assert _change(before, after) == "91 more of 200 records exact (94 -> 185), CER 0.1600 -> 0.0165"
+def test_what_a_training_has_changed_is_told_with_the_verdict():
+    before, after = figures(94, 0.16), figures(185, 0.0165, verdict="better")
+    assert _change(before, after) == "91 more of 200 records exact (94 -> 185), CER 0.1600 -> 0.0165; better"
     assert _change(after, before) == "91 fewer of 200 records exact (185 -> 94), CER 0.0165 -> 0.1600"
     assert _change(before, before) == "no more of 200 records exact (94 -> 94), CER 0.1600 -> 0.1600"
+    anls = {"primary": "anls", "value": 0.5}
+    assert _change(figures(94, 0.1, **anls), figures(94, 0.1, **anls)).endswith("(94 -> 94), anls 0.5000 -> 0.5000")
 
 
 def test_logprobs_can_be_asked_for_wherever_decoding_is_decided():
