@@ -7,7 +7,7 @@ number by itself, as a similarity, is kept in billionths.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ Sums = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 BILLION = 10**9
 
+Value = TypeVar("Value")
 Kind = Literal["share", "mean", "rate", "score"]
 
 
@@ -37,6 +38,7 @@ class RowBatch:
     ) -> None:
         self.answers, self.references, self.finish_reasons = answers, references, finish_reasons
         self._normalised: dict[str, list[tuple[str | None, tuple[str, ...]]]] = {}
+        self._remembered: dict[tuple[str, str], Any] = {}
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -50,6 +52,14 @@ class RowBatch:
                 for answer, references in zip(self.answers, self.references, strict=True)
             ]
         return self._normalised[name]
+
+    def remembered(self, what: str, normaliser: str, work_out: Callable[["RowBatch", str], Value]) -> Value:
+        """What several metrics need of the batch, from `work_out(batch, normaliser)`; worked out once."""
+        key = what, normaliser
+        if key not in self._remembered:
+            self._remembered[key] = work_out(self, normaliser)
+        found: Value = self._remembered[key]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
