@@ -158,8 +158,10 @@ def _measure_part(predictions: str, file_name: str, measuring: Measuring | None 
         references = [_references(row) for row in found]
         reasons = [row["finish_reason"] for row in found]
         texts = [row["response"] for row in found]
-        verbatim = RowBatch(texts, references, reasons)
-        batch = RowBatch([None if text is None else extract(text) for text in texts], references, reasons)
+        metas = [row["meta"] for row in found]
+        verbatim = RowBatch(texts, references, reasons, metas)
+        extracted = [None if text is None else extract(text) for text in texts]
+        batch = RowBatch(extracted, references, reasons, metas)
         measured = [metric.measure(verbatim if metric.name in HYGIENE else batch) for metric in measuring.metrics]
         measured += [metric.measure(verbatim) for metric in measuring.verbatim]
         for all_counts, part in zip(counts, measured, strict=True):

@@ -31,12 +31,18 @@ class RowBatch:
         answers: what the model answered, by the extractor; None for a failed row.
         references: the right answers of each row, at least one.
         finish_reasons: `stop`, `length` or `error`, by row.
+        metas: the records' other fields, as JSON objects, by row; None: they have none.
     """
 
     def __init__(
-        self, answers: Sequence[str | None], references: Sequence[tuple[str, ...]], finish_reasons: Sequence[str]
+        self,
+        answers: Sequence[str | None],
+        references: Sequence[tuple[str, ...]],
+        finish_reasons: Sequence[str],
+        metas: Sequence[str] | None = None,
     ) -> None:
         self.answers, self.references, self.finish_reasons = answers, references, finish_reasons
+        self.metas = ["{}"] * len(answers) if metas is None else metas
         self._normalised: dict[str, list[tuple[str | None, tuple[str, ...]]]] = {}
         self._remembered: dict[tuple[str, str], Any] = {}
 

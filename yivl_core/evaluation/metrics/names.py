@@ -21,7 +21,7 @@ from yivl_core.evaluation.metrics.fields import field_accuracy, field_f1, unpars
 from yivl_core.evaluation.metrics.hygiene import HYGIENE_METRICS
 from yivl_core.evaluation.metrics.metric import Metric
 from yivl_core.evaluation.metrics.numbers import decimal_exact, relaxed_accuracy
-from yivl_core.evaluation.metrics.ocrbench import ocrbench, ocrbench_hme
+from yivl_core.evaluation.metrics.ocrbench import ocrbench
 from yivl_core.evaluation.metrics.rouge import rouge_l
 from yivl_core.evaluation.metrics.translation import bleu4, chrf
 from yivl_core.evaluation.metrics.vqa import vqa_accuracy
@@ -47,7 +47,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _COMPARING = (*EDIT_METRICS, relaxed_accuracy, field_accuracy, field_f1)
-_OTHERS = (decimal_exact, vqa_accuracy, unparsable, rouge_l, ocrbench, ocrbench_hme, *HYGIENE_METRICS)
+_OTHERS = (decimal_exact, vqa_accuracy, unparsable, rouge_l, ocrbench, *HYGIENE_METRICS)
 _MAKERS: Mapping[str, Callable[[str], Metric]] = {
     **{make(MAIN).name: make for make in _COMPARING},
     **{make().name: partial(_without_normaliser, make) for make in _OTHERS},
