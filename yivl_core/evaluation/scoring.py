@@ -1,7 +1,7 @@
 """Rows of a predictions folder -> what each metric counts in each row that has a reference, as columns of whole numbers.
 
-Only the columns of a part that decide its figures are read, and texts are not kept: a row takes some 300 bytes. Large folders are
-measured by several processes, a part at a time; what they find is put together in the order of the parts.
+Only the columns of a part that decide its figures are read, and texts are not kept: a row takes a kilobyte at most. Large
+folders are measured by several processes, a part at a time; what they find is put together in the order of the parts.
 """
 
 import os
