@@ -183,6 +183,22 @@ def test_rows_of_either_side_that_are_missing_are_named(write_rows: Write, evalu
     assert compared["figures"]["cer"]["n"] == 1
 
 
+def test_rows_without_a_reference_are_nothing_to_compare(write_rows: Write, evaluate: Evaluate) -> None:
+    here = write_rows([("a", "a"), ("a", None, {"query": "Else?"}), ("a", None, {"sample_id": "new"})])
+    there = write_rows([("b", "a"), ("a", None), ("a", None, {"sample_id": "old"}), ("a", None)], name="there")
+    compared = evaluate(here, baseline=there).report["comparison"]
+    assert [one for one in compared["differences"] if one["kind"] != "manifest"] == []
+    assert (compared["is_comparable"], compared["num_matched"]) == (True, 1)
+
+
+def test_a_reference_that_one_side_lacks_is_another_question(write_rows: Write, evaluate: Evaluate) -> None:
+    here, there = write_rows([("a", "a"), ("a", "a")]), write_rows([("a", "a"), ("a", None)], name="there")
+    for sides in ((here, there), (there, here)):
+        compared = evaluate(sides[0], baseline=sides[1]).report["comparison"]
+        found = [one["name"] for one in compared["differences"] if one["is_blocking"]]
+        assert (found, compared["verdict"]) == (["references of 1 (id-1)"], "not comparable")
+
+
 def test_images_that_one_side_could_not_read_warn(write_rows: Write, evaluate: Evaluate) -> None:
     here = write_rows([("a", "a", {"images": IMAGES})])
     there = write_rows([(None, "a", {"images": (PredictionImage(uri="a.png"),)})], name="there")
