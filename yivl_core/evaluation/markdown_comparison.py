@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from yivl_core.evaluation.comparison import NOT_COMPARABLE, Group
+from yivl_core.evaluation.comparison import Group
 from yivl_core.evaluation.markdown_cells import (
     change_cell,
     escape,
@@ -26,8 +26,8 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     if compared is None:
         return []
     head = f"**Beside the baseline: {compared['verdict']}**"
-    if compared["verdict"] == NOT_COMPARABLE:
-        return [f"{head}, since {_why_not(compared)}."]
+    if compared["reason"] is not None:
+        return [f"{head}, since {escape(compared['reason'], _MAX_CHARACTERS)}."]
     name = report["scoring"]["primary"]
     metric, figure = report["figures"][name], compared["figures"][name]
     kind = metric["kind"]
@@ -41,13 +41,6 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     if allowed := sorted({one["kind"] for one in compared["differences"] if one["is_allowed"]}):
         lines += ["", f"They are compared although the runs differ in {' and '.join(allowed)}, which was allowed."]
     return lines
-
-
-def _why_not(compared: dict[str, Any]) -> str:
-    blocking = [one["name"] for one in compared["differences"] if one["is_blocking"]]
-    if not blocking:
-        return "they have no row in common"
-    return f"these differ: {escape('; '.join(blocking), _MAX_CHARACTERS)}"
 
 
 def comparison_lines(report: dict[str, Any]) -> list[str]:
@@ -78,8 +71,8 @@ def _figure_lines(report: dict[str, Any]) -> list[str]:
         *table(_HEADING, rows),
         "",
         "Of each metric the rows that both have are resampled together. Only the main metric decides; the p of the others are "
-        "adjusted by Holm's rule. McNemar's p takes rows as independent. The smallest difference is the true one that would be "
-        "found in 80 % of such comparisons.",
+        "adjusted by Holm's rule, which their verdicts follow. McNemar's p takes rows as independent. The smallest difference is "
+        "the true one that would be found in 80 % of such comparisons.",
     ]
 
 

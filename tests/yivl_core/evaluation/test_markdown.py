@@ -156,7 +156,7 @@ def test_a_comparison_tells_figures_groups_and_what_differs(write_rows: Write, e
 def test_a_baseline_that_shares_no_row_is_told(write_rows: Write, evaluate: Evaluate) -> None:
     there = write_rows([("a", "a", {"sample_id": "other"})], name="there")
     page = evaluate(write_rows([("a", "a")]), baseline=there, allow_difference=("rows",)).markdown
-    assert "**Beside the baseline: not comparable**, since they have no row in common." in page
+    assert "**Beside the baseline: not comparable**, since they have no row with a reference in common." in page
 
 
 def test_model_and_adapter_are_what_is_compared(write_rows: Write, evaluate: Evaluate) -> None:

@@ -58,8 +58,9 @@ def _verdict(report: dict[str, Any]) -> str:
         return ""
     looks, words = _VERDICTS.get(comparison["verdict"], ("warn", render_text(str(comparison["verdict"]))))
     primary = report["scoring"]["primary"]
-    figure = comparison["figures"].get(primary)
-    return _banner(looks, words, _blocking(comparison) if figure is None else _told(report["figures"][primary], figure))
+    if comparison["reason"] is not None:
+        return _banner(looks, words, _why_not(comparison))
+    return _banner(looks, words, _told(report["figures"][primary], comparison["figures"][primary]))
 
 
 def _told(metric: dict[str, Any], figure: dict[str, Any]) -> str:
@@ -72,10 +73,11 @@ def _told(metric: dict[str, Any], figure: dict[str, Any]) -> str:
     )
 
 
-def _blocking(comparison: dict[str, Any]) -> str:
-    if not comparison["num_matched"]:
-        return "<p>No row with a reference is in both.</p>"
+def _why_not(comparison: dict[str, Any]) -> str:
     named = [describe_difference(one) for one in comparison["differences"] if one["is_blocking"]]
+    if not comparison["num_matched"] or not named:
+        reason = str(comparison["reason"])
+        return f"<p>{_sentence(reason[0].upper() + reason[1:])}.</p>"
     return f"<p>The two were not asked the same in the same way:</p>{_list(named)}"
 
 
