@@ -12,6 +12,7 @@ from yivl_core.evaluation.markdown_cells import (
     size_cell,
     table,
 )
+from yivl_core.evaluation.metrics.metric import Kind
 
 _MAX_CHARACTERS = 500  # of a difference, which names rows
 _HEADING = (
@@ -33,14 +34,20 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     kind = metric["kind"]
     told = [
         f"{metric['title']} {figure_cell(figure['value'], kind)} here and {figure_cell(figure['baseline'], kind)} there",
-        f"difference {change_cell(figure['difference'], kind)} ({interval_cell(figure['interval'], kind, is_change=True)}, "
-        f"{figure['interval']['method']})",
+        f"difference {change_cell(figure['difference'], kind)} ({_interval(figure['interval'], kind)})",
         f"p: {p_cell(figure['p_value'])}; {figure['n']} rows that both have",
     ]
     lines = [f"{head}: {'; '.join(told)}."]
     if allowed := sorted({one["kind"] for one in compared["differences"] if one["is_allowed"]}):
         lines += ["", f"They are compared although the runs differ in {' and '.join(allowed)}, which was allowed."]
     return lines
+
+
+def _interval(interval: dict[str, Any], kind: Kind) -> str:
+    """Both ends with the method, or why there are none."""
+    if interval["low"] is None:
+        return f"interval: {interval['method']}"
+    return f"{interval_cell(interval, kind, is_change=True)}, {interval['method']}"
 
 
 def comparison_lines(report: dict[str, Any]) -> list[str]:

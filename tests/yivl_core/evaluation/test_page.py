@@ -259,6 +259,11 @@ GATE = {"result": "regression", "reasons": ["CER rose by 3 points"], "checks": [
             ["Gate passed"],
         ),
         (without("gate", value=GATE | {"result": "passed", "reasons": []}), ["✓ Gate passed"], ["regression"]),
+        (
+            without("gate", value={"result": "passed", "reasons": [], "checks": [{"text": "CER margin", "passed": None}]}),
+            ["✓ Gate passed", "1 check, 1 of them not looked at", "– CER margin"],
+            ["not passed"],
+        ),
         (without("gate", value=GATE | {"result": "incomplete", "checks": []}), ["⚠ Gate: incomplete"], ["1 check"]),
         (without("num_samples_left_out", value=7), ["8 of 8 rows are shown: the worst"], ["All rows with a reference"]),
     ],

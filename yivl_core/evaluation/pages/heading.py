@@ -19,6 +19,8 @@ _RESULTS: Mapping[str, tuple[str, str]] = {
     "incomplete": ("warn", "⚠ Gate: incomplete"),
 }
 
+_CHECK_SIGNS: Mapping[bool | None, str] = {True: "✓", False: "✗", None: "–"}
+
 
 def render_heading(report: dict[str, Any], links: Sequence[tuple[str, str]]) -> str:
     """Title, banners, and the way to each section.
@@ -45,9 +47,10 @@ def _gate(gate: dict[str, Any] | None) -> str:
     if gate is None:
         return ""
     looks, words = _RESULTS.get(gate["result"], ("warn", f"Gate: {render_text(str(gate['result']))}"))
-    checks = [f"{'✓' if check['passed'] else '✗'} {_sentence(check['text'])}" for check in gate["checks"]]
-    num_failed = sum(not check["passed"] for check in gate["checks"])
-    summary = f"{num(len(checks), 'check')}, {num_failed:,} of them not passed" if num_failed else num(len(checks), "check")
+    checks = [f"{_CHECK_SIGNS[check['passed']]} {_sentence(check['text'])}" for check in gate["checks"]]
+    passed = [check["passed"] for check in gate["checks"]]
+    numbers = ((passed.count(False), "not passed"), (passed.count(None), "not looked at"))
+    summary = ", ".join([num(len(checks), "check"), *(f"{number:,} of them {words}" for number, words in numbers if number)])
     told = f"<details><summary>{summary}</summary>{_list(checks)}</details>" if checks else ""
     return _banner(looks, words, _list([_sentence(reason) for reason in gate["reasons"]]) + told)
 
