@@ -90,8 +90,8 @@ def compare_manifests(
             Difference(
                 kind="manifest",
                 name="manifest",
-                ours="none" if predictions is None else "there",
-                theirs="none" if baseline is None else "there",
+                ours="none" if predictions is None else "one",
+                theirs="none" if baseline is None else "one",
                 is_blocking=False,
             )
         ]
