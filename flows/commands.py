@@ -121,7 +121,8 @@ def _figures(summary: EvaluationSummary) -> str:
 
 def _difference(summary: EvaluationSummary) -> str:
     difference = "" if summary.difference is None else f", {_title(summary.primary)} {summary.difference:+.4f}"
-    return f"{summary.verdict} beside the baseline{difference}"
+    reason = f": {summary.reason}" if summary.reason else ""
+    return f"{summary.verdict} beside the baseline{difference}{reason}"
 
 
 def _title(metric: str) -> str:

@@ -155,7 +155,7 @@ def test_ctrl_c_tells_what_is_kept_and_how_to_go_on(arguments, how, monkeypatch,
         ({}, 0),
         ({"verdict": "worse"}, 0),
         ({"verdict": "not distinguishable"}, 0),
-        ({"verdict": "not comparable"}, 3),
+        ({"verdict": "not comparable", "reason": "these differ: prompt.system"}, 3),
     ],
 )
 def test_the_gate_decides_the_exit_code_of_an_evaluation(said, code, monkeypatch, capsys):
@@ -167,6 +167,7 @@ def test_the_gate_decides_the_exit_code_of_an_evaluation(said, code, monkeypatch
     assert cli.main(["evaluate", "--predictions", "p", "--output", "o"]) == code
     output = capsys.readouterr().out
     assert all(reason in output for reason in said.get("gate_reasons", ()))
+    assert "reason" not in said or "not comparable beside the baseline: these differ: prompt.system" in output
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ def compare_manifests(
             Difference(
                 kind="manifest",
                 name="manifest",
-                ours="none" if predictions is None else "there",
-                theirs="none" if baseline is None else "there",
+                ours="none" if predictions is None else "one",
+                theirs="none" if baseline is None else "one",
                 is_blocking=False,
             )
         ]
@@ -178,6 +178,7 @@ def _digest(value: Any) -> bytes:
 
 
 _digest_again = lru_cache(1000)(_digest)  # most rows ask the same of other images
+_NO_REFERENCES = _digest(())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,7 +201,7 @@ class NamedRows:
 
 @dataclass(slots=True, kw_only=True)
 class RowDifferences:
-    """How what was asked of two models differs.
+    """How what was asked of two models differs. Rows without a reference on either side count nowhere: no figure is made of them.
 
     Attributes:
         num_both: rows that both have.
@@ -253,11 +254,13 @@ class RowIdentities:
     def add(self, prediction: Prediction) -> None:
         """Take in the next row of the run in question, when all of the baseline have been."""
         theirs = self._waiting.pop(prediction.sample_id, None)
+        ours = row_identity(prediction)
+        if not _has_references(ours) and (theirs is None or not _has_references(theirs)):
+            return
         if theirs is None:
             self._found.only_here.add(prediction.sample_id)
             return
         self._found.num_both += 1
-        ours = row_identity(prediction)
         for part in differing_parts(ours, theirs):
             self._found.differing[part].add(prediction.sample_id)
         if _has_unknown_images(ours) or _has_unknown_images(theirs):
@@ -265,8 +268,9 @@ class RowIdentities:
 
     def finish(self) -> RowDifferences:
         """What was found, when all rows have been taken in."""
-        for sample_id in self._waiting:
-            self._found.only_there.add(sample_id)
+        for sample_id, theirs in self._waiting.items():
+            if _has_references(theirs):
+                self._found.only_there.add(sample_id)
         self._waiting.clear()
         return self._found
 
@@ -279,6 +283,10 @@ def compare_rows(predictions: Iterable[Prediction], baseline: Iterable[Predictio
     for prediction in predictions:
         identities.add(prediction)
     return identities.finish()
+
+
+def _has_references(identity: bytes) -> bool:
+    return identity[_PARTS.index("references") * _PART_BYTES :] != _NO_REFERENCES
 
 
 def _has_unknown_images(identity: bytes) -> bool:

@@ -17,9 +17,7 @@ from yivl_core.evaluation.metrics.metric import Counts, Floats, Metric
 from yivl_core.evaluation.scoring import ScoredRows
 from yivl_core.evaluation.statistics.bootstrap import Bootstrap
 from yivl_core.evaluation.statistics.clusters import group_clusters
-from yivl_core.evaluation.statistics.paired import compare_pairs, holm, mcnemar
-
-NOT_COMPARABLE = "not comparable"
+from yivl_core.evaluation.statistics.paired import LEVEL, Verdict, compare_pairs, holm, mcnemar
 
 Indices = npt.NDArray[np.int64]
 
@@ -122,6 +120,10 @@ def comparison_json(
         primary: the metric that decides.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
+
+    Returns:
+        `verdict` is the primary metric's; where that is `not comparable`, `reason` says why. `figures` are empty unless
+        `is_comparable`.
     """
     found: dict[str, Any] = {
         "differences": list(differences),
@@ -129,16 +131,22 @@ def comparison_json(
         "num_matched": len(matched),
         "num_only_here": len(rows) - len(matched),
         "num_only_there": len(baseline) - len(matched),
-        "verdict": NOT_COMPARABLE,
+        "verdict": Verdict.NOT_COMPARABLE.value,
+        "reason": None,
         "figures": {},
         "groups": {},
     }
     if not found["is_comparable"]:
+        blocking = "; ".join(one["name"] for one in differences if one["is_blocking"])
+        found["reason"] = f"these differ: {blocking}" if len(matched) else "they have no row with a reference in common"
         return found
     groups = groups_of(rows, baseline, matched)
     found["groups"] = {group.value: groups.count(group) for group in Group}
     found["figures"] = _figures(rows, baseline, matched, primary=primary, num_resamples=num_resamples, seed=seed)
     found["verdict"] = found["figures"][primary]["verdict"]
+    if found["verdict"] == Verdict.NOT_COMPARABLE:
+        title = next(metric.title for metric in rows.metrics if metric.name == primary)
+        found["reason"] = f"{title} is not defined for the rows that both have"
     return found
 
 
@@ -156,6 +164,8 @@ def _figures(
     adjusted = holm([figures[name]["p_value"] for name in others])
     for name, p_value in zip(others, adjusted, strict=True):
         figures[name]["p_adjusted"] = p_value
+        if p_value >= LEVEL:
+            figures[name]["verdict"] = Verdict.NOT_DISTINGUISHABLE.value
     return figures
 
 

@@ -141,6 +141,7 @@ class EvaluationSummary:
         low, high: its 95 % interval; None without one.
         difference: the figure minus the baseline's; None without a baseline, or where they do not compare.
         verdict: `better`, `worse`, `not distinguishable` or `not comparable`; None without a baseline.
+        reason: why the two do not compare; None where they do, or without a baseline.
         gate: what the gate says; None without one.
         gate_reasons: why it did not pass, a sentence each.
     """
@@ -158,5 +159,6 @@ class EvaluationSummary:
     high: float | None
     difference: float | None = None
     verdict: str | None = None
+    reason: str | None = None
     gate: GateResult | None = None
     gate_reasons: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from yivl_core.evaluation.scoring import ScoredRows
 from yivl_core.evaluation.slices import Slice
 from yivl_core.evaluation.statistics.bootstrap import Bootstrap
 from yivl_core.evaluation.statistics.clusters import Clusters
-from yivl_core.evaluation.statistics.intervals import Interval, figure_interval, standard_error
+from yivl_core.evaluation.statistics.intervals import NEGLIGIBLE, Interval, figure_interval, standard_error
 from yivl_core.evaluation.statistics.paired import smallest_difference
 from yivl_core.evaluation.texts.normalisation import describe_normaliser
 
@@ -86,14 +86,20 @@ def figures_json(rows: ScoredRows, resampling: Resampling) -> dict[str, Any]:
     return {
         metric.name: describe_metric(metric)
         | figure
-        | {"smallest_difference": _smallest_difference(figure["standard_error"]), "answered_rows": _brief(answered)}
+        | {"smallest_difference": _smallest_difference(figure), "answered_rows": _brief(answered)}
         for (metric, _), figure, answered in zip(pairs, of_all, of_answered, strict=True)
     }
 
 
-def _smallest_difference(error: float | None) -> float | None:
-    """Of two independent measurements like this one, whose variances add up; pairs show smaller ones."""
-    return None if error is None else smallest_difference(error * math.sqrt(2))
+def _smallest_difference(figure: dict[str, Any]) -> float | None:
+    """Of two independent measurements like this one, whose variances add up; pairs show smaller ones.
+
+    Rows that do not vary, as where all are right, do not tell how others would: None.
+    """
+    error, value = figure["standard_error"], figure["value"]
+    if error is None or value is None or error <= NEGLIGIBLE * max(1.0, value):
+        return None
+    return smallest_difference(error * math.sqrt(2))
 
 
 def _brief(figure: dict[str, Any]) -> dict[str, Any]:

@@ -90,12 +90,12 @@ def _check_baseline(report: dict[str, Any]) -> Iterator[_Check]:
     if comparison is None:
         return
     rule = "baseline compares"
-    if comparison["is_comparable"]:
+    if comparison["reason"] is None:
         text = f"the baseline answers the same in the same way; {comparison['num_matched']} rows are matched"
         yield _Check(rule=rule, text=text)
         return
     blocking = [one for one in comparison["differences"] if one["is_blocking"]]
-    reason = _told(blocking) if blocking else "no row of it has the sample id of a row here"
+    reason = _told(blocking) if blocking else str(comparison["reason"])
     yield _Check(rule=rule, text=f"the baseline does not compare: {reason}", failure="not comparable")
 
 
@@ -180,6 +180,8 @@ def _check_primary(wanted: Literal["better", "not_worse"], report: dict[str, Any
     if figure is None:
         return _skipped(rule, _why_no_pair(report))
     verdict = figure["verdict"]
+    if verdict == "not comparable":  # which the check of the baseline says, with the reason
+        return _skipped(rule, f"{primary} has no difference from the baseline's")
     is_fine = verdict == "better" or (wanted == "not_worse" and verdict != "worse")
     text = f"{primary} is {verdict} beside the baseline's ({_worsening(figure, _best(primary, report))})"
     if not is_fine:

@@ -39,7 +39,8 @@ def _gate(report: dict[str, Any]) -> list[str]:
     gate = report["gate"]
     if gate is None:
         return []
-    reasons = [f"- {escape(reason, 1000)}" for reason in gate["reasons"]]
+    skipped = [check["text"] for check in gate["checks"] if check["passed"] is None]
+    reasons = [f"- {escape(reason, 1000)}" for reason in (*gate["reasons"], *skipped)]
     return [f"**Gate: {gate['result']}**", *(["", *reasons] if reasons else [])]
 
 

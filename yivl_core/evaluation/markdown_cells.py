@@ -58,7 +58,7 @@ def change_cell(value: float | None, kind: Kind) -> str:
     """A difference of two figures, with its sign; that of percentages in points."""
     if value is None:
         return NOTHING
-    return f"{value:+.2f}" if kind == "score" else f"{100 * value:+.2f} points"
+    return _signed(value, plus="+") if kind == "score" else f"{_signed(100 * value, plus='+')} points"
 
 
 def size_cell(value: float | None, kind: Kind) -> str:
@@ -72,8 +72,14 @@ def interval_cell(interval: dict[str, Any], kind: Kind, *, is_change: bool = Fal
     if low is None or high is None:
         return NOTHING
     if kind == "score":
-        return f"{low:.2f} to {high:.2f}"
-    return f"{100 * low:.2f} to {100 * high:.2f} {'points' if is_change else '%'}"
+        return f"{_signed(low)} to {_signed(high)}"
+    return f"{_signed(100 * low)} to {_signed(100 * high)} {'points' if is_change else '%'}"
+
+
+def _signed(value: float, plus: str = "") -> str:
+    """A number to two digits; nought has no sign, also where it is only rounded to that."""
+    size = f"{abs(value):.2f}"
+    return size if float(size) == 0 else f"{'-' if value < 0 else plus}{size}"
 
 
 def p_cell(value: float | None) -> str:

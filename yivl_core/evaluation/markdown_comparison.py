@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from yivl_core.evaluation.comparison import NOT_COMPARABLE, Group
+from yivl_core.evaluation.comparison import Group
 from yivl_core.evaluation.markdown_cells import (
     change_cell,
     escape,
@@ -12,6 +12,7 @@ from yivl_core.evaluation.markdown_cells import (
     size_cell,
     table,
 )
+from yivl_core.evaluation.metrics.metric import Kind
 
 _MAX_CHARACTERS = 500  # of a difference, which names rows
 _HEADING = (
@@ -26,15 +27,14 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     if compared is None:
         return []
     head = f"**Beside the baseline: {compared['verdict']}**"
-    if compared["verdict"] == NOT_COMPARABLE:
-        return [f"{head}, since {_why_not(compared)}."]
+    if compared["reason"] is not None:
+        return [f"{head}, since {escape(compared['reason'], _MAX_CHARACTERS)}."]
     name = report["scoring"]["primary"]
     metric, figure = report["figures"][name], compared["figures"][name]
     kind = metric["kind"]
     told = [
         f"{metric['title']} {figure_cell(figure['value'], kind)} here and {figure_cell(figure['baseline'], kind)} there",
-        f"difference {change_cell(figure['difference'], kind)} ({interval_cell(figure['interval'], kind, is_change=True)}, "
-        f"{figure['interval']['method']})",
+        f"difference {change_cell(figure['difference'], kind)} ({_interval(figure['interval'], kind)})",
         f"p: {p_cell(figure['p_value'])}; {figure['n']} rows that both have",
     ]
     lines = [f"{head}: {'; '.join(told)}."]
@@ -43,11 +43,11 @@ def verdict_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _why_not(compared: dict[str, Any]) -> str:
-    blocking = [one["name"] for one in compared["differences"] if one["is_blocking"]]
-    if not blocking:
-        return "they have no row in common"
-    return f"these differ: {escape('; '.join(blocking), _MAX_CHARACTERS)}"
+def _interval(interval: dict[str, Any], kind: Kind) -> str:
+    """Both ends with the method, or why there are none."""
+    if interval["low"] is None:
+        return f"interval: {interval['method']}"
+    return f"{interval_cell(interval, kind, is_change=True)}, {interval['method']}"
 
 
 def comparison_lines(report: dict[str, Any]) -> list[str]:
@@ -78,8 +78,8 @@ def _figure_lines(report: dict[str, Any]) -> list[str]:
         *table(_HEADING, rows),
         "",
         "Of each metric the rows that both have are resampled together. Only the main metric decides; the p of the others are "
-        "adjusted by Holm's rule. McNemar's p takes rows as independent. The smallest difference is the true one that would be "
-        "found in 80 % of such comparisons.",
+        "adjusted by Holm's rule, which their verdicts follow. McNemar's p takes rows as independent. The smallest difference is "
+        "the true one that would be found in 80 % of such comparisons.",
     ]
 
 

@@ -179,6 +179,7 @@ def _to_summary(report: dict[str, Any], output: str) -> EvaluationSummary:
         high=main["interval"]["high"],
         difference=comparison.get("figures", {}).get(primary, {}).get("difference"),
         verdict=comparison.get("verdict"),
+        reason=comparison.get("reason"),
         gate=gate.get("result"),
         gate_reasons=tuple(gate.get("reasons", ())),
     )

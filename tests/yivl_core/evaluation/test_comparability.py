@@ -157,8 +157,8 @@ def test_decoding_that_neither_tells_is_not_known() -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "told"),
     [
-        (None, MANIFEST, "manifest: none here, there in the baseline, so nothing can be said of prompt and decoding"),
-        (MANIFEST, None, "manifest: there here, none in the baseline, so nothing can be said of prompt and decoding"),
+        (None, MANIFEST, "manifest: none here, one in the baseline, so nothing can be said of prompt and decoding"),
+        (MANIFEST, None, "manifest: one here, none in the baseline, so nothing can be said of prompt and decoding"),
         (None, None, "manifest: none here, none in the baseline, so nothing can be said of prompt and decoding"),
     ],
 )

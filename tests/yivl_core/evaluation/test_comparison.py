@@ -80,6 +80,27 @@ def test_the_primary_metric_decides_and_the_others_are_adjusted(measure: Measure
     )
 
 
+def test_a_finding_that_does_not_outlast_the_adjustment_is_none(measure: Measure) -> None:
+    here, there = measure(of_answers("a" * 27 + "b" * 13)), measure(of_answers("a" * 20 + "b" * 20))
+    by_cer, by_empty = compare(here, there, num_resamples=2000), compare(here, there, "empty", num_resamples=2000)
+    for found in (by_cer["figures"]["exact_match"], by_empty["figures"]["cer"]):
+        assert (found["p_adjusted"] < 0.05, found["verdict"]) == (True, "better")
+    few = compare(here, there, num_resamples=100)["figures"]
+    assert few["exact_match"]["p_adjusted"] == pytest.approx(6 * 2 / 101)  # no p is smaller than 2 of 101
+    assert (few["cer"]["verdict"], few["exact_match"]["verdict"]) == ("better", "not distinguishable")
+
+
+@pytest.mark.parametrize("answer", ["", "x"])
+def test_a_main_metric_that_is_not_defined_does_not_compare(write_rows: Write, evaluate: Evaluate, answer: str) -> None:
+    here, there = write_rows([(answer, "")] * 3), write_rows([(answer, "")] * 3, name="there")
+    summary, report, page = evaluate(here, baseline=there)
+    compared = report["comparison"]
+    assert (summary.verdict, compared["verdict"], compared["is_comparable"]) == ("not comparable", "not comparable", True)
+    assert summary.reason == compared["reason"] == "CER is not defined for the rows that both have"
+    assert "**Beside the baseline: not comparable**, since CER is not defined for the rows that both have." in page
+    assert compared["figures"]["exact_match"]["verdict"] == "not distinguishable"
+
+
 def test_rows_that_a_metric_is_not_defined_for_are_left_out_of_both(measure: Measure) -> None:
     rows: list[Row] = [("1", ("1",), None), ("2", ("x",), None), ("3", ("4",), None)]
     figure = compare(measure(rows, "decimal_exact"), measure([*rows[:2], ("4", ("4",), None)], "decimal_exact"))["figures"]
@@ -97,7 +118,7 @@ def test_models_without_a_common_row_do_not_compare(measure: Measure) -> None:
 def test_a_model_is_not_distinguishable_from_itself(measure: Measure, rows: list[Row]) -> None:
     scored = measure(rows, *NAMES)
     for name, figure in compare(scored, scored, num_resamples=100)["figures"].items():
-        assert figure["verdict"] == "not distinguishable", name
+        assert figure["verdict"] == ("not comparable" if figure["value"] is None else "not distinguishable"), name
         assert (figure["num_improved"], figure["num_worsened"], figure["num_equal"]) == (0, 0, figure["n"]), name
         if figure["value"] is not None:
             assert (figure["difference"], figure["p_value"], figure["p_adjusted"]) == (0, 1, None if name == "cer" else 1), name
@@ -110,7 +131,8 @@ def test_the_other_way_round_everything_is_the_reverse(measure: Measure, rows: l
     one = measure([(here, right, cluster) for here, _, right, cluster in rows], *NAMES)
     other = measure([(there, right, cluster) for _, there, right, cluster in rows], *NAMES)
     forth, back = (compare(*sides, num_resamples=100)["figures"] for sides in ((one, other), (other, one)))
-    reverse = {"better": "worse", "worse": "better", "not distinguishable": "not distinguishable"}
+    same = {one: one for one in ("not distinguishable", "not comparable")}
+    reverse = {"better": "worse", "worse": "better"} | same
     for name in NAMES:
         ours, theirs = forth[name], back[name]
         assert (ours["value"], ours["num_improved"]) == (theirs["baseline"], theirs["num_worsened"]), name
@@ -181,6 +203,22 @@ def test_rows_of_either_side_that_are_missing_are_named(write_rows: Write, evalu
     ]
     assert (compared["num_matched"], compared["num_only_here"], compared["num_only_there"]) == (1, 7, 1)
     assert compared["figures"]["cer"]["n"] == 1
+
+
+def test_rows_without_a_reference_are_nothing_to_compare(write_rows: Write, evaluate: Evaluate) -> None:
+    here = write_rows([("a", "a"), ("a", None, {"query": "Else?"}), ("a", None, {"sample_id": "new"})])
+    there = write_rows([("b", "a"), ("a", None), ("a", None, {"sample_id": "old"}), ("a", None)], name="there")
+    compared = evaluate(here, baseline=there).report["comparison"]
+    assert [one for one in compared["differences"] if one["kind"] != "manifest"] == []
+    assert (compared["is_comparable"], compared["num_matched"]) == (True, 1)
+
+
+def test_a_reference_that_one_side_lacks_is_another_question(write_rows: Write, evaluate: Evaluate) -> None:
+    here, there = write_rows([("a", "a"), ("a", "a")]), write_rows([("a", "a"), ("a", None)], name="there")
+    for sides in ((here, there), (there, here)):
+        compared = evaluate(sides[0], baseline=sides[1]).report["comparison"]
+        found = [one["name"] for one in compared["differences"] if one["is_blocking"]]
+        assert (found, compared["verdict"]) == (["references of 1 (id-1)"], "not comparable")
 
 
 def test_images_that_one_side_could_not_read_warn(write_rows: Write, evaluate: Evaluate) -> None:

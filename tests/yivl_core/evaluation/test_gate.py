@@ -67,13 +67,14 @@ def report(comparison: Changes | None = None, **changes: Any) -> Changes:
             "cer": pair(0.02, 0.01, 0.03, "worse"),
             "exact_match": pair(0.02, 0.01, 0.03, "better"),
             "failed": pair(0.02, 0.01, 0.03, "worse"),
-            "wer": pair(None, None, None, "not distinguishable", n=0),
+            "wer": pair(None, None, None, "not comparable", n=0),
         }
         made["comparison"] = {
             "is_comparable": True,
             "num_matched": 190,
             "differences": [],
             "verdict": "worse",
+            "reason": None,
             "figures": figures | comparison.pop("figures", {}),
             **comparison,
         }
@@ -83,6 +84,7 @@ def report(comparison: Changes | None = None, **changes: Any) -> Changes:
 NOT_COMPARABLE: Changes = {
     "is_comparable": False,
     "verdict": "not comparable",
+    "reason": "these differ: decoding.temperature",
     "differences": [difference("decoding", "decoding.temperature", blocks=True)],
 }
 
@@ -209,9 +211,9 @@ MANIFEST: Changes = {
         ),
         (
             {"metric": "cer", "max": 1},
-            report({"is_comparable": False, "num_matched": 0}),
+            report({"is_comparable": False, "num_matched": 0, "reason": "they have no row with a reference in common"}),
             "not comparable",
-            "no row of it has the sample id of a row here",
+            "they have no row with a reference in common",
         ),
     ],
 )
@@ -279,9 +281,13 @@ def test_a_rule_and_what_becomes_of_it(rule: Changes, reported: Changes, result:
         ({"primary": "not_worse"}, {}, "regression", "the gate asks for not worse"),
         (
             {"primary": "better"},
-            {"figures": {"cer": pair(None, None, None, "not distinguishable")}},
-            "regression",
-            "no difference",
+            {
+                "figures": {"cer": pair(None, None, None, "not comparable")},
+                "verdict": "not comparable",
+                "reason": "CER is not defined for the rows that both have",
+            },
+            "not comparable",
+            "the baseline does not compare: CER is not defined for the rows that both have",
         ),
     ],
 )

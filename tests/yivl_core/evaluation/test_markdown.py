@@ -34,20 +34,23 @@ def test_the_verdict_of_gate_and_comparison_stands_first(write_rows: Write, eval
     rows = [("a", "a")] * 60
     here, there = write_rows(rows, name="here"), write_rows([("b", "a")] * 60, name="there")
     report = evaluate(here, baseline=there).report
-    report["gate"] = {"result": "regression", "reasons": ["`cer` is above <b>0.1</b>", "cut rose"]}
-    assert render_markdown(report).splitlines()[:9] == [
+    found = {"cut rose": False, "n is 60": True, "was skipped": None}
+    checks = [{"text": text, "passed": passed} for text, passed in found.items()]
+    report["gate"] = {"result": "regression", "reasons": ["`cer` is above <b>0.1</b>", "cut rose"], "checks": checks}
+    assert render_markdown(report).splitlines()[:10] == [
         "# Evaluation report",
         "",
         "**Gate: regression**",
         "",
         "- \\`cer\\` is above &#60;b&#62;0.1&#60;/b&#62;",
         "- cut rose",
+        "- was skipped",
         "",
-        "**Beside the baseline: better**: CER 0.00 % here and 100.00 % there; difference -100.00 points (-, none, no spread); "
-        "p: < 0.001; 60 rows that both have.",
+        "**Beside the baseline: better**: CER 0.00 % here and 100.00 % there; difference -100.00 points "
+        "(interval: none, no spread); p: < 0.001; 60 rows that both have.",
         "",
     ]
-    report["gate"] = {"result": "passed", "reasons": []}
+    report["gate"] = {"result": "passed", "reasons": [], "checks": checks[1:2]}
     assert render_markdown(report).startswith("# Evaluation report\n\n**Gate: passed**\n\n**Beside the baseline")
 
 
@@ -147,7 +150,7 @@ def test_a_comparison_tells_figures_groups_and_what_differs(write_rows: Write, e
     assert "They are compared although the runs differ in data and rows, which was allowed." in page
     assert "mended 1, lost 1, stayed wrong 1, stayed right 1." in page
     exact = next(line for line in lines_after(page, "## Comparison with the baseline") if line.startswith("| exact match |"))
-    assert exact.startswith("| exact match | 50.00 % | 50.00 % | +0.00 points | ")
+    assert exact.startswith("| exact match | 50.00 % | 50.00 % | 0.00 points | ")
     assert " | not distinguishable | 1 / 1 / 2 | 4 | " in exact
     assert "| data | query of 1 (id-0) |  | another | allowed |" in page
     assert "| 100.00 % | a | b | a | rows.jsonl:3 | wrong |" in page, "the baseline's answer stands beside the worst"
@@ -156,7 +159,7 @@ def test_a_comparison_tells_figures_groups_and_what_differs(write_rows: Write, e
 def test_a_baseline_that_shares_no_row_is_told(write_rows: Write, evaluate: Evaluate) -> None:
     there = write_rows([("a", "a", {"sample_id": "other"})], name="there")
     page = evaluate(write_rows([("a", "a")]), baseline=there, allow_difference=("rows",)).markdown
-    assert "**Beside the baseline: not comparable**, since they have no row in common." in page
+    assert "**Beside the baseline: not comparable**, since they have no row with a reference in common." in page
 
 
 def test_model_and_adapter_are_what_is_compared(write_rows: Write, evaluate: Evaluate) -> None:
@@ -190,6 +193,7 @@ def test_the_smallest_difference_that_shows_is_told(write_rows: Write, evaluate:
         f"A true difference in CER of {100 * smallest:.2f} points would be found in 80 % of such comparisons." in paired.markdown
     )
     assert "These rows do not tell how large" in evaluate(write_rows([("a", "a")], name="one")).markdown
+    assert "These rows do not tell how large" in evaluate(write_rows([("a", "a")] * 40, name="all right")).markdown
 
 
 def test_how_it_was_measured_stands_with_versions_and_digests(write_rows: Write, evaluate: Evaluate) -> None:

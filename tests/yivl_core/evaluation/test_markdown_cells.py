@@ -117,6 +117,8 @@ def test_a_pipe_in_a_cell_does_not_part_it() -> None:
 def test_figures_are_in_percent_and_scores_on_their_own_scale(kind: Any, figure: str, change: str, size: str) -> None:
     assert (figure_cell(0.12341, kind), change_cell(-0.12341, kind), size_cell(0.12341, kind)) == (figure, change, size)
     assert change_cell(0.5, "share") == "+50.00 points"
+    assert change_cell(-0.00001, "share") == change_cell(0.0, "share") == size_cell(0.0, "share") == "0.00 points"
+    assert change_cell(-0.001, "score") == "0.00"
     assert figure_cell(None, kind) == change_cell(None, kind) == size_cell(None, kind) == "-"
 
 
@@ -125,6 +127,7 @@ def test_intervals_say_their_unit() -> None:
     assert interval_cell(interval, "rate") == "-10.00 to 25.00 %"
     assert interval_cell(interval, "rate", is_change=True) == "-10.00 to 25.00 points"
     assert interval_cell(interval, "score") == "-0.10 to 0.25"
+    assert interval_cell({"low": -1e-9, "high": 1e-9}, "rate", is_change=True) == "0.00 to 0.00 points"
     assert interval_cell({"low": None, "high": None}, "rate") == "-"
 
 

@@ -212,12 +212,13 @@ def not_comparable(report: Report) -> None:
         "ours": "128", "theirs": "64",
     }  # fmt: skip
     report["comparison"] |= {"verdict": "not comparable", "is_comparable": False, "figures": {}, "groups": {}}
+    report["comparison"]["reason"] = "these differ: decoding.max_new_tokens"
     report["comparison"]["differences"].append(blocking)
 
 
 def nothing_in_common(report: Report) -> None:
     report["comparison"] |= {"verdict": "not comparable", "is_comparable": False, "figures": {}, "groups": {}}
-    report["comparison"] |= {"num_matched": 0, "differences": []}
+    report["comparison"] |= {"num_matched": 0, "differences": [], "reason": "they have no row with a reference in common"}
 
 
 def undefined(report: Report) -> None:
@@ -231,6 +232,8 @@ def undefined(report: Report) -> None:
     for figure in report["comparison"]["figures"].values():
         figure |= nothing | {"baseline": None, "difference": None, "p_value": None, "mcnemar_p": None, "p_adjusted": None}
         figure["smallest_detectable"] = None
+        figure["verdict"] = "not comparable"
+    report["comparison"] |= {"verdict": "not comparable", "reason": "CER is not defined for the rows that both have"}
     for sample in report["samples"]:
         sample["values"] = dict.fromkeys(sample["values"])
 
@@ -243,8 +246,8 @@ GATE = {"result": "regression", "reasons": ["CER rose by 3 points"], "checks": [
     [
         (no_baseline, ["answer ✗ wrong"], ["baseline", "mended"]),
         (not_comparable, ["⚠ Not comparable", "decoding.max_new_tokens: 128 here, 64 in the baseline"], ["Figures of both"]),
-        (nothing_in_common, ["No row with a reference is in both."], ["Figures of both"]),
-        (undefined, ["CER –", "none, no rows"], ["nan", "None %", "by slice"]),
+        (nothing_in_common, ["They have no row with a reference in common."], ["Figures of both"]),
+        (undefined, ["CER –", "none, no rows", "CER is not defined for the rows that both have."], ["nan", "None %", "by slice"]),
         (without("samples", value=[]), ["No samples were asked for."], ["Clear filters"]),
         (without("slices", value=[]), ["All metrics"], ["by slice"]),
         (without("histogram", value=[]), ["by slice"], ["Rows by their own"]),
@@ -256,6 +259,11 @@ GATE = {"result": "regression", "reasons": ["CER rose by 3 points"], "checks": [
             ["Gate passed"],
         ),
         (without("gate", value=GATE | {"result": "passed", "reasons": []}), ["✓ Gate passed"], ["regression"]),
+        (
+            without("gate", value={"result": "passed", "reasons": [], "checks": [{"text": "CER margin", "passed": None}]}),
+            ["✓ Gate passed", "1 check, 1 of them not looked at", "– CER margin"],
+            ["not passed"],
+        ),
         (without("gate", value=GATE | {"result": "incomplete", "checks": []}), ["⚠ Gate: incomplete"], ["1 check"]),
         (without("num_samples_left_out", value=7), ["8 of 8 rows are shown: the worst"], ["All rows with a reference"]),
     ],

@@ -106,8 +106,9 @@ def test_failed_rows_alone_are_all_wrong(write_rows: Write, evaluate: Evaluate) 
 def test_references_without_a_character_have_no_error_rate(write_rows: Write, evaluate: Evaluate) -> None:
     summary, report, _ = evaluate(write_rows([("a", ""), ("", " \n")]), baseline=write_rows([("a", ""), ("b", " \n")], name="b"))
     assert (summary.cer, summary.value, summary.exact_match) == (None, None, 0.5)
-    assert (summary.difference, summary.verdict) == (None, "not distinguishable")
-    assert report["figures"]["cer"]["interval"]["method"] == "none, no rows"
+    assert (summary.difference, summary.verdict) == (None, "not comparable")
+    assert report["figures"]["cer"]["interval"]["method"] == "none, not defined"
+    assert report["comparison"]["figures"]["cer"]["interval"]["method"] == "none, not defined"
 
 
 def test_the_main_metric_is_the_first_or_the_one_that_was_named(write_rows: Write, evaluate: Evaluate) -> None:

@@ -90,9 +90,9 @@ def _table(report: dict[str, Any]) -> str:
     )
     return (
         f"<h3>Figures of both</h3>\n{table}\n"
-        '<p class="note">The first metric decides. The p of all others is adjusted for there being several (Holm), and “was” is '
-        "what it was before. McNemar’s p is a second opinion on shares that takes rows for independent. “Smallest detectable” is "
-        "the true difference that would be seen in 4 of 5 such comparisons.</p>"
+        '<p class="note">The first metric decides. The p of all others is adjusted for there being several (Holm), which their '
+        "verdicts follow, and “was” is what it was before. McNemar’s p is a second opinion on shares that takes rows for "
+        "independent. “Smallest detectable” is the true difference that would be seen in 4 of 5 such comparisons.</p>"
     )
 
 

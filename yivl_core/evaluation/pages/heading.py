@@ -19,6 +19,8 @@ _RESULTS: Mapping[str, tuple[str, str]] = {
     "incomplete": ("warn", "⚠ Gate: incomplete"),
 }
 
+_CHECK_SIGNS: Mapping[bool | None, str] = {True: "✓", False: "✗", None: "–"}
+
 
 def render_heading(report: dict[str, Any], links: Sequence[tuple[str, str]]) -> str:
     """Title, banners, and the way to each section.
@@ -45,9 +47,10 @@ def _gate(gate: dict[str, Any] | None) -> str:
     if gate is None:
         return ""
     looks, words = _RESULTS.get(gate["result"], ("warn", f"Gate: {render_text(str(gate['result']))}"))
-    checks = [f"{'✓' if check['passed'] else '✗'} {_sentence(check['text'])}" for check in gate["checks"]]
-    num_failed = sum(not check["passed"] for check in gate["checks"])
-    summary = f"{num(len(checks), 'check')}, {num_failed:,} of them not passed" if num_failed else num(len(checks), "check")
+    checks = [f"{_CHECK_SIGNS[check['passed']]} {_sentence(check['text'])}" for check in gate["checks"]]
+    passed = [check["passed"] for check in gate["checks"]]
+    numbers = ((passed.count(False), "not passed"), (passed.count(None), "not looked at"))
+    summary = ", ".join([num(len(checks), "check"), *(f"{number:,} of them {words}" for number, words in numbers if number)])
     told = f"<details><summary>{summary}</summary>{_list(checks)}</details>" if checks else ""
     return _banner(looks, words, _list([_sentence(reason) for reason in gate["reasons"]]) + told)
 
@@ -58,8 +61,9 @@ def _verdict(report: dict[str, Any]) -> str:
         return ""
     looks, words = _VERDICTS.get(comparison["verdict"], ("warn", render_text(str(comparison["verdict"]))))
     primary = report["scoring"]["primary"]
-    figure = comparison["figures"].get(primary)
-    return _banner(looks, words, _blocking(comparison) if figure is None else _told(report["figures"][primary], figure))
+    if comparison["reason"] is not None:
+        return _banner(looks, words, _why_not(comparison))
+    return _banner(looks, words, _told(report["figures"][primary], comparison["figures"][primary]))
 
 
 def _told(metric: dict[str, Any], figure: dict[str, Any]) -> str:
@@ -72,10 +76,11 @@ def _told(metric: dict[str, Any], figure: dict[str, Any]) -> str:
     )
 
 
-def _blocking(comparison: dict[str, Any]) -> str:
-    if not comparison["num_matched"]:
-        return "<p>No row with a reference is in both.</p>"
+def _why_not(comparison: dict[str, Any]) -> str:
     named = [describe_difference(one) for one in comparison["differences"] if one["is_blocking"]]
+    if not comparison["num_matched"] or not named:
+        reason = str(comparison["reason"])
+        return f"<p>{_sentence(reason[0].upper() + reason[1:])}.</p>"
     return f"<p>The two were not asked the same in the same way:</p>{_list(named)}"
 
 

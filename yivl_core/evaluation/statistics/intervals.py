@@ -82,7 +82,7 @@ def figure_interval(point: float, resampled: Floats, *, kind: Kind, num_clusters
         num_rows: rows that the figure is made of.
     """
     if math.isnan(point):
-        return _none("no rows")
+        return _none("not defined" if num_rows else "no rows")
     lowest, highest = _LIMITS[kind]
     assert lowest <= point <= highest, f"a {kind} of {point} is not between {lowest} and {highest}"
     if kind == "share" and num_rows == num_clusters:
@@ -113,7 +113,7 @@ def bootstrap_interval(
     """
     unit, values = _unit(num_clusters, num_rows), resampled[~np.isnan(resampled)]
     if math.isnan(point) or not num_clusters:
-        return _none("no rows")
+        return _none("not defined" if num_rows else "no rows")
     if num_clusters == 1:
         return _none(f"one {unit}")
     if _is_missing_too_often(resampled, num_clusters):

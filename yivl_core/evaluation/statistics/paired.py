@@ -41,6 +41,7 @@ class Verdict(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     NOT_DISTINGUISHABLE = "not distinguishable"
+    NOT_COMPARABLE = "not comparable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,8 @@ class PairedDifference:
         interval: of the difference.
         p_value: two-sided; None where nothing can be tested.
         smallest_detectable: true difference that would be found in 80 % of such comparisons; None without a standard error.
-        verdict: a model is told apart where `p_value` is below `LEVEL` and the interval, if there is one, leaves out 0.
+        verdict: a model is told apart where `p_value` is below `LEVEL` and the interval, if there is one, leaves out 0; without a
+            difference nothing compares.
     """
 
     difference: float
@@ -202,6 +204,8 @@ def _test(difference: float, resampled: Floats, num_clusters: int) -> tuple[floa
 
 
 def _judge(difference: float, interval: Interval, p_value: float | None, best: Literal["low", "high"]) -> Verdict:
+    if math.isnan(difference):
+        return Verdict.NOT_COMPARABLE
     holds_zero = interval.low is not None and interval.high is not None and interval.low <= 0 <= interval.high
     if p_value is None or p_value >= LEVEL or holds_zero:
         return Verdict.NOT_DISTINGUISHABLE

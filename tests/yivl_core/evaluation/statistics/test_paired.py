@@ -161,12 +161,13 @@ def test_the_same_difference_in_all_clusters_is_a_matter_of_its_sign(num_cluster
 
 
 @pytest.mark.parametrize(
-    ("difference", "num_clusters", "reason"), [(0.5, 1, "one cluster"), (math.nan, 0, "no rows"), (0.5, 40, "empty resamples")]
+    ("difference", "num_clusters", "reason"), [(0.5, 1, "one cluster"), (math.nan, 9, "not defined"), (0.5, 40, "empty resamples")]
 )
 def test_without_an_interval_nothing_is_distinguished(difference: float, num_clusters: int, reason: str) -> None:
     resampled = np.array([np.nan] * 100 + [0.4, 0.6] * 50)
     pair = compare_pairs(difference, resampled, kind="rate", best="low", num_clusters=num_clusters, num_rows=90)
-    assert (pair.p_value, pair.smallest_detectable, pair.verdict) == (None, None, "not distinguishable")
+    verdict = "not comparable" if math.isnan(difference) else "not distinguishable"
+    assert (pair.p_value, pair.smallest_detectable, pair.verdict) == (None, None, verdict)
     assert pair.interval == Interval(low=None, high=None, method=f"none, {reason}")
 
 
