@@ -161,7 +161,8 @@ def test_the_same_difference_in_all_clusters_is_a_matter_of_its_sign(num_cluster
 
 
 @pytest.mark.parametrize(
-    ("difference", "num_clusters", "reason"), [(0.5, 1, "one cluster"), (math.nan, 9, "not defined"), (0.5, 40, "empty resamples")]
+    ("difference", "num_clusters", "reason"),
+    [(0.5, 1, "one cluster"), (math.nan, 9, "not defined"), (0.5, 40, "empty resamples")],
 )
 def test_without_an_interval_nothing_is_distinguished(difference: float, num_clusters: int, reason: str) -> None:
     resampled = np.array([np.nan] * 100 + [0.4, 0.6] * 50)
