@@ -101,7 +101,7 @@ def score_rows(predictions: str, measuring: Measuring, meanwhile: Callable[[], N
     Raises:
         ChildFailedError: a helping process died.
         DatasetError: no row has a reference.
-        OutputError: a part cannot be read, or two rows have the same sample id.
+        OutputError: a part cannot be read, two rows have the same sample id, or one has no fields that slices could be made by.
         StorageError: a part cannot be opened.
     """
     file_names = list_parts(predictions)
@@ -167,10 +167,14 @@ def _measure_part(predictions: str, file_name: str, measuring: Measuring | None 
         for all_counts, part in zip(counts, measured, strict=True):
             all_counts.append(part)
         rows += [(row["sample_id"], row["cluster_id"], row["record_index"], row["response"] is None) for row in found]
-        values += [
-            slice_values(normalise(right[0]), row["meta"], measuring.fields, measuring.training_texts)
-            for row, right in zip(found, references, strict=True)
-        ]
+        for row, right in zip(found, references, strict=True):
+            try:
+                values.append(slice_values(normalise(right[0]), row["meta"], measuring.fields, measuring.training_texts))
+            except OutputError as error:
+                raise OutputError(
+                    f"{predictions}: record {row['record_index']} ({row['sample_id']!r}): {error}, so there are no slices by it; "
+                    "leave out `slice_by`, or run `yivl infer` again with an empty output folder"
+                ) from error
     widths = [len(metric.columns) for metric in (*measuring.metrics, *measuring.verbatim)]
     joined = [np.concatenate([np.zeros((0, width), np.int64), *part]) for width, part in zip(widths, counts, strict=True)]
     return _PartScores(counts=joined, rows=rows, values=values, num_without_reference=num_without_reference)

@@ -12,9 +12,12 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from yivl_core.errors import OutputError
 
 MAX_VALUES = 20
 LENGTH, CHARACTERS, SEEN = "length", "characters", "text in training"
@@ -56,12 +59,15 @@ def slice_values(reference: str, meta: str, fields: Sequence[str], training_text
         meta: the row's other fields, as a JSON object.
         fields: which of them are slices.
         training_texts: normalised; None: they are not known.
+
+    Raises:
+        OutputError: `meta` is no JSON object; it does not say of which row.
     """
     values = [_length(reference), _characters(reference)]
     if training_texts is not None:
         values.append("yes" if reference in training_texts else "no")
     if fields:
-        found = json.loads(meta)
+        found = _read_meta(meta)
         values += [_shown(found.get(field)) for field in fields]
     return tuple(values)
 
@@ -84,6 +90,16 @@ def to_slice(name: str, values: Sequence[str]) -> Slice:
     )
 
 
+def _read_meta(meta: str) -> dict[str, Any]:
+    try:
+        found = json.loads(meta)
+    except (ValueError, RecursionError) as cause:
+        raise OutputError("`meta` cannot be read as JSON") from cause
+    if not isinstance(found, dict):
+        raise OutputError("`meta` is no JSON object")
+    return found
+
+
 def _length(text: str) -> str:
     return next((name for most, name in _LENGTHS if len(text) <= most), _LONGEST)
 
@@ -99,4 +115,5 @@ def _shown(value: object) -> str:
     if value is None:
         return "(none)"
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = text.encode(errors="backslashreplace").decode()  # JSON can say half a surrogate pair, and UTF-8 cannot
     return (text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…") or "(empty)"

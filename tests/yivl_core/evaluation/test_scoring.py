@@ -102,6 +102,14 @@ def test_a_sample_id_that_stands_twice_is_refused(write_rows: Callable[..., str]
         score_rows(predictions, measuring(), lambda: None)
 
 
+@pytest.mark.parametrize("meta", ["", "{oops", "[1]", "null", '{"shop": ' + "[" * 5000, '{"shop": ' + "9" * 5000 + "}"])
+def test_fields_that_cannot_be_read_are_told_with_their_row(write_rows: Callable[..., str], meta: str) -> None:
+    predictions = write_rows([ROWS[0], ("a", "a", {"meta": meta})])
+    with pytest.raises(OutputError, match=r"record 1 \('id-1'\): `meta` .* leave out `slice_by`"):
+        score_rows(predictions, measuring(), lambda: None)
+    assert len(score_rows(predictions, measuring(fields=()), lambda: None)) == 2
+
+
 def test_rows_without_any_reference_are_refused(write_rows: Callable[..., str]) -> None:
     with pytest.raises(DatasetError, match=r"none of the 2 rows has a reference .*; give the records a `response`"):
         score_rows(write_rows([("a", None), (None, None)]), measuring(), lambda: None)

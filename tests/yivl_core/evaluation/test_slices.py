@@ -51,6 +51,11 @@ def test_fields_of_records_are_slices(value: object, shown: str) -> None:
     assert slice_values("a", json.dumps({"scan": value}), ("scan", "other"), None)[2:] == (shown, "(none)")
 
 
+def test_half_a_surrogate_pair_is_a_value_that_a_file_can_hold() -> None:
+    meta = '{"scan": "\\ud800x", "shop": ["\\udfff"]}'
+    assert slice_values("a", meta, ("scan", "shop"), None)[2:] == ("\\ud800x", '["\\udfff"]')
+
+
 def test_names_go_with_values() -> None:
     names = slice_names(("scan", "shop"), has_training_texts=True)
     assert names == ("length", "characters", "text in training", "meta.scan", "meta.shop")

@@ -159,6 +159,7 @@ _CARDS = """\
 .card dd.muted { font-family: inherit; font-size: 0.92rem; }
 .raw { margin-top: 4px; font-size: 0.85rem; }
 .own { float: right; font-variant-numeric: tabular-nums; }
+.card details p { clear: right; }
 .right { background: var(--good-soft); color: var(--good); }
 .wrong { background: var(--bad-soft); color: var(--bad); }
 .plain { background: var(--warn-soft); color: var(--warn); }
