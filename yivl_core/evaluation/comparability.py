@@ -4,7 +4,7 @@ What was asked stands in the rows, so rows that share a `sample_id` are compared
 manifests. Everything here is a pure function of the two.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -37,6 +37,7 @@ _BLOCKS: tuple[tuple[str, Kind], ...] = (
     ("model", "model"),
     ("adapter", "adapter"),
 )
+_BLOCKING = ("prompt", "decoding")
 _SUBJECTS = ("model", "adapter")  # what is compared
 _MAX_SHOWN = 120
 _ABSENT: Final = object()
@@ -71,19 +72,16 @@ class Difference:
         return f"{told}, so nothing can be said of prompt and decoding" if self.kind == "manifest" else told
 
 
-def compare_manifests(
-    predictions: dict[str, Any] | None, baseline: dict[str, Any] | None, *, rows_tell: bool = True
-) -> list[Difference]:
+def compare_manifests(predictions: dict[str, Any] | None, baseline: dict[str, Any] | None) -> list[Difference]:
     """How two runs of inference differ, value by value, in the order of importance.
 
-    Prompt and decoding block. Data block only where `rows_tell` is off: else `compare_rows` says more exactly what was asked,
-    also where one run was given more rows. Model and adapter are what is compared; all else is a warning. What only one manifest
-    tells, since another version wrote it, is not known.
+    Prompt and decoding block. Data do not: `RowIdentities` says more exactly what was asked, also where one run was given more
+    rows. Model and adapter are what is compared; all else is a warning. What only one manifest tells, since another version wrote
+    it, is not known.
 
     Args:
         predictions: the manifest of the run in question; None: it has none.
         baseline: the manifest of the run that it is compared with.
-        rows_tell: whether the rows are compared too.
     """
     if predictions is None or baseline is None:
         return [
@@ -95,11 +93,10 @@ def compare_manifests(
                 is_blocking=False,
             )
         ]
-    blocking = ("prompt", "decoding") if rows_tell else ("data", "prompt", "decoding")
     found = []
     for block, kind in _BLOCKS:
         pair = _block_of(predictions, block), _block_of(baseline, block)
-        for name, ours, theirs in _unequal(block, *pair, is_needed=kind in blocking):
+        for name, ours, theirs in _unequal(block, *pair, is_needed=kind in _BLOCKING):
             is_known = ours is not _ABSENT and theirs is not _ABSENT
             absent = _NO_FILE if ".files." in name else NOT_KNOWN
             found.append(
@@ -108,7 +105,7 @@ def compare_manifests(
                     name=name,
                     ours=_shown(ours, absent),
                     theirs=_shown(theirs, absent),
-                    is_blocking=is_known and kind in blocking,
+                    is_blocking=is_known and kind in _BLOCKING,
                 )
             )
     return found
@@ -217,24 +214,6 @@ class RowDifferences:
     differing: dict[Part, NamedRows] = field(default_factory=lambda: {part: NamedRows() for part in _PARTS})
     unknown_images: NamedRows = field(default_factory=NamedRows)
 
-    @property
-    def is_blocking(self) -> bool:
-        """Whether a row of the same name asks for something else, so that figures do not compare."""
-        return any(rows.num for rows in self.differing.values())
-
-    def blocking_lines(self) -> list[str]:
-        """What a user is told of rows that ask for something else, a line for each part."""
-        return [f"{part}: another in the baseline in rows {rows}" for part, rows in self.differing.items() if rows.num]
-
-    def warning_lines(self) -> list[str]:
-        """What a user is told of rows that cannot be compared."""
-        told = {
-            "rows that the baseline lacks": self.only_here,
-            "rows of the baseline that are not here": self.only_there,
-            "rows with an image that one side could not read, so that it may be another": self.unknown_images,
-        }
-        return [f"{what}: {rows}" for what, rows in told.items() if rows.num]
-
 
 class RowIdentities:
     """Compares the rows of a baseline, given first, with those of another run.
@@ -273,16 +252,6 @@ class RowIdentities:
                 self._found.only_there.add(sample_id)
         self._waiting.clear()
         return self._found
-
-
-def compare_rows(predictions: Iterable[Prediction], baseline: Iterable[Prediction]) -> RowDifferences:
-    """How what was asked of two models differs; the baseline is read first, and each row once."""
-    identities = RowIdentities()
-    for prediction in baseline:
-        identities.add_baseline(prediction)
-    for prediction in predictions:
-        identities.add(prediction)
-    return identities.finish()
 
 
 def _has_references(identity: bytes) -> bool:

@@ -17,7 +17,7 @@ from yivl_core.evaluation.metrics.metric import Counts, Floats, Metric
 from yivl_core.evaluation.scoring import ScoredRows
 from yivl_core.evaluation.statistics.bootstrap import Bootstrap
 from yivl_core.evaluation.statistics.clusters import group_clusters
-from yivl_core.evaluation.statistics.paired import LEVEL, Verdict, compare_pairs, holm, mcnemar
+from yivl_core.evaluation.statistics.paired import LEVEL, NO_DIFFERENCE, Verdict, compare_pairs, holm, mcnemar
 
 Indices = npt.NDArray[np.int64]
 
@@ -161,7 +161,10 @@ def _figures(
     for metric, ours, theirs in zip(rows.metrics, rows.counts, baseline.counts, strict=True):
         figures[metric.name] = _paired(metric, ours[matched.here], theirs[matched.there], resampling)
     others = [name for name, figure in figures.items() if name != primary and figure["p_value"] is not None]
-    adjusted = holm([figures[name]["p_value"] for name in others])
+    # Counts that are 0 on both sides test nothing, so they cost the others nothing.
+    family = [name for name in others if figures[name]["interval"]["method"] != NO_DIFFERENCE]
+    found = dict(zip(family, holm([figures[name]["p_value"] for name in family]), strict=True))
+    adjusted = [found.get(name, figures[name]["p_value"]) for name in others]
     for name, p_value in zip(others, adjusted, strict=True):
         figures[name]["p_adjusted"] = p_value
         if p_value >= LEVEL:

@@ -25,6 +25,7 @@ from yivl_core.evaluation.statistics.intervals import (
 )
 
 LEVEL = 0.05
+NO_DIFFERENCE = "no difference"
 
 _Z_80 = 0.8416212335729143  # quantile 0.8 of the normal distribution
 _LIMITS: Mapping[Kind, tuple[float, float]] = {
@@ -188,7 +189,7 @@ def _are_equal(difference: float, resampled: Floats) -> bool:
 def _no_difference(difference: float) -> PairedDifference:
     return PairedDifference(
         difference=difference,
-        interval=Interval(low=min(0.0, difference), high=max(0.0, difference), method="no difference"),
+        interval=Interval(low=min(0.0, difference), high=max(0.0, difference), method=NO_DIFFERENCE),
         p_value=1.0,
         smallest_detectable=None,
         verdict=Verdict.NOT_DISTINGUISHABLE,
