@@ -10,6 +10,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, Literal
 
+import orjson
+
 from yivl_core.digests import canonical_json
 from yivl_core.evaluation.rows import references_of
 from yivl_core.outputs.predictions import Prediction
@@ -171,7 +173,7 @@ def differing_parts(ours: bytes, theirs: bytes) -> tuple[Part, ...]:
 
 
 def _digest(value: Any) -> bytes:
-    return blake2b(canonical_json(value).encode(), digest_size=_PART_BYTES).digest()
+    return blake2b(orjson.dumps(value), digest_size=_PART_BYTES).digest()
 
 
 _digest_again = lru_cache(1000)(_digest)  # most rows ask the same of other images
